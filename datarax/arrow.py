@@ -1,0 +1,188 @@
+"""Columns of an Arrow table, read in blocks of rows."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+BLOCK_BYTES = 4 << 20  # what a block may hold: large enough for vectors, small beside any column
+
+Where = slice | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Which rows of a table, in which order.
+
+    Args:
+        length: The number of rows.
+        positions: Rows of the table, int64 of shape `(length,)`; None for all, as they are stored.
+        numbers: The same rows as the user of the dataset counts them; None for `0 ... length - 1`.
+    """
+
+    length: int
+    positions: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+
+    def take(self, indices: np.ndarray) -> "Rows":
+        """Returns the rows at `indices` (int64, shape `(k,)`) of these rows."""
+        positions = indices if self.positions is None else self.positions[indices]
+        numbers = indices if self.numbers is None else self.numbers[indices]
+        return Rows(len(indices), positions, numbers)
+
+    def number(self, index: int) -> int:
+        """Returns how the user counts row `index` of these."""
+        return int(index if self.numbers is None else self.numbers[index])
+
+    @cached_property
+    def by_position(self) -> tuple[np.ndarray, np.ndarray]:
+        """The order that sorts the positions, and the sorted positions."""
+        order = np.argsort(self.positions)
+        return order, self.positions[order]
+
+
+def rows_of(dataset: datasets.Dataset) -> Rows:
+    """Returns the rows of a dataset's table that are its own, in its order."""
+    if dataset._indices is None:  # what select, shuffle, sort and filter leave; `data` ignores it
+        return Rows(len(dataset))
+    return Rows(len(dataset), dataset._indices.column(0).to_numpy().astype(np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A column as it is stored.
+
+    Args:
+        path: Its name, and the names within it if it is nested.
+        feature: Its feature, or part of one.
+        values: The values of all rows of the table.
+        rows: The rows of the table that count.
+    """
+
+    path: tuple[str, ...]
+    feature: Any
+    values: pa.ChunkedArray
+    rows: Rows
+
+    @property
+    def name(self) -> str:
+        """The name that errors and host columns use: `"answers.text"`."""
+        return ".".join(self.path)
+
+    def row(self, index: int) -> pa.Array:
+        """Returns one of the rows, an Arrow array of length 1."""
+        return read(self.values, self.rows.take(np.array([index])))
+
+
+class Misfit(Exception):
+    """A row that keeps a column from being one array.
+
+    Args:
+        row: The row, as the user counts it.
+        found: What was found there, in words.
+    """
+
+    def __init__(self, row: int, found: str):
+        super().__init__(row, found)
+        self.row = row
+        self.found = found
+
+
+def blocks(
+    column: pa.ChunkedArray, rows: Rows, most: int | None = None
+) -> Iterator[tuple[Where, pa.Array]]:
+    """Yields rows of a column, a few megabytes at a time, whatever its chunks are.
+
+    Args:
+        column: The column of the whole table.
+        rows: The rows to read.
+        most: The most rows of a block, if there is a limit.
+
+    Yields:
+        Where the block belongs among `rows` (a slice or int64 indices), and its values.
+    """
+    step = max(1, BLOCK_BYTES * len(column) // max(column.nbytes, 1))
+    step = min(step, most or step)
+    if rows.positions is None:
+        for start in range(0, rows.length, step):
+            part = column.slice(start, step)
+            joined = part.chunk(0) if part.num_chunks == 1 else pa.concat_arrays(part.chunks)
+            yield slice(start, start + len(part)), plain(joined)
+        return
+    order, positions = None, rows.positions
+    if column.num_chunks > 1:  # chunk by chunk: to take from all at once, Arrow would join them
+        order, positions = rows.by_position
+    edges = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
+    cuts = [0, rows.length] if order is None else np.searchsorted(positions, edges)
+    for chunk, edge, start, stop in zip(column.chunks, edges, cuts[:-1], cuts[1:], strict=False):
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            part = chunk.take(pa.array(positions[low:high] - edge))
+            yield slice(low, high) if order is None else order[low:high], plain(part)
+
+
+def read(column: pa.ChunkedArray, rows: Rows) -> pa.Array:
+    """Returns a few rows of a column as one array, in their order."""
+    places, parts = zip(*blocks(column, rows), strict=True)
+    order = np.argsort(np.concatenate([indices(place) for place in places]))
+    return pa.concat_arrays(parts).take(pa.array(order))
+
+
+def indices(where: Where) -> np.ndarray:
+    """Returns the place of a block's rows, int64 of shape `(rows,)`."""
+    return np.arange(where.start, where.stop) if isinstance(where, slice) else where
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """Returns the values without the wrapping: no extension type, dictionary or view."""
+    if isinstance(array, pa.ExtensionArray):
+        return plain(array.storage)
+    if pa.types.is_dictionary(array.type):
+        return array.dictionary_decode()
+    if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
+        return array.cast(pa.large_list(array.type.value_type))
+    return array
+
+
+def nulls(array: pa.Array) -> np.ndarray:
+    """Returns which values are None, bool of shape `(len(array),)`."""
+    return array.is_null().to_numpy(zero_copy_only=False)
+
+
+class ArrowCells:
+    """Rows of an Arrow column that become Python objects when they are asked for.
+
+    Args:
+        column: The column of the whole table.
+        rows: The rows of it that count.
+        convert: What makes an object array of shape `(k,)` of `k` Arrow values, given also `Rows`
+            that tell how the user counts them.
+    """
+
+    def __init__(
+        self,
+        column: pa.ChunkedArray,
+        rows: Rows,
+        convert: Callable[[pa.Array, Rows], np.ndarray],
+    ):
+        self.column = column
+        self.rows = rows
+        self.convert = convert
+
+    def __len__(self) -> int:
+        return self.rows.length
+
+    def __getitem__(self, wanted: np.ndarray) -> np.ndarray:
+        rows = self.rows.take(wanted)
+        out = np.empty(rows.length, object)
+        for where, block in blocks(self.column, rows):
+            out[where] = self.convert(block, rows.take(indices(where)))
+        return out
+
+    def select(self, wanted: np.ndarray) -> "ArrowCells":
+        """Returns the cells at `wanted`, int64 of shape `(k,)`, still unread."""
+        return ArrowCells(self.column, self.rows.take(wanted), self.convert)

@@ -1,0 +1,133 @@
+"""A host column: one whose rows cannot be one array, so they stay Python objects on the host."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+
+class Cells(Protocol):
+    """The rows behind a host column; an object array of shape `(n,)` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the rows at `indices` (int64, shape `(k,)`) as an object array of shape `(k,)`."""
+
+
+class HostColumn:
+    """A column of Python objects that rides along with arrays and is no part of their pytree.
+
+    Text, ragged lists, images of many sizes, nulls, bytes and dates are such columns. A row becomes
+    an object only when it is asked for. To JAX the column is a node without leaves, so it passes
+    through `jax.jit` and `nnx.split` as static structure; columns are equal only if identical.
+
+    Args:
+        name: The column's name; a nested one has dots (`"answers.text"`).
+        cells: The rows; an object array of shape `(n,)`, or anything that gives one on request.
+        reason: What keeps the column from being one array, as in `"row 17 is None"`.
+        first_bad: The first row of which `reason` is true.
+        fix: The sentence of an error that says what to write instead.
+
+    Example:
+        >>> column = HostColumn.of_objects("text", ["to be", "or not"])
+        >>> column.shape, column[1], column[:1].shape
+        ((2,), 'or not', (1,))
+    """
+
+    def __init__(self, name: str, cells: Cells, *, reason: str, first_bad: int = 0, fix: str = ""):
+        self.name = name
+        self.cells = cells
+        self.reason = reason
+        self.first_bad = first_bad
+        self.fix = fix
+
+    @classmethod
+    def of_objects(cls, name: str, objects: Sequence[Any] | np.ndarray) -> "HostColumn":
+        """Makes a host column of objects in memory, one a row.
+
+        Args:
+            name: The column's name.
+            objects: A sequence of `n` objects, or an object array of shape `(n,)`.
+
+        Returns:
+            The column.
+        """
+        cells = object_array(objects)
+        found = f"row 0 is {cells[0]!r:.60}" if len(cells) else "it has no rows"
+        fix = f"Turn it into numbers first, or leave it out: exclude_keys={{{name!r}}}"
+        return cls(name, cells, reason=found, fix=fix)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """The shape of the column as an object array, `(n,)`."""
+        return (len(self.cells),)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """`numpy.dtype(object)`."""
+        return np.dtype(object)
+
+    def error(self) -> TypeError:
+        """Returns the error to raise where compiled code asks for this column."""
+        return TypeError(f"column {self.name!r} is no JAX array: {self.reason}. {self.fix}")
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Returns rows as Python objects.
+
+        Args:
+            indices: Row numbers, integers of shape `(k,)`; negative ones count from the end.
+
+        Returns:
+            An object array of shape `(k,)`.
+
+        Raises:
+            IndexError: A row number is out of range.
+            TypeError: The row numbers are traced (see `error`).
+        """
+        if isinstance(indices, jax.core.Tracer):
+            raise self.error()
+        indices = np.asarray(indices, np.int64)
+        outside = (indices < -len(self)) | (indices >= len(self))
+        if outside.any():
+            row = indices[outside].flat[0]
+            raise IndexError(f"column {self.name!r} has {len(self)} rows, there is no row {row}")
+        return self.cells[np.where(indices < 0, indices + len(self), indices)]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, jax.core.Tracer):
+            raise self.error()
+        if isinstance(index, slice):
+            return self.take(np.arange(*index.indices(len(self))))
+        index = np.asarray(index)
+        if index.dtype == bool:
+            index = np.flatnonzero(index)
+        return self.take(index) if index.ndim else self.take(index[None])[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.take(np.arange(len(self))).astype(dtype or object, copy=False)
+
+    def __jax_array__(self) -> jax.Array:
+        raise self.error()  # JAX asks for this before it gives up with an error of its own
+
+    def __deepcopy__(self, memo: dict) -> "HostColumn":
+        return self
+
+    def __repr__(self) -> str:
+        return f"HostColumn({self.name!r}, {len(self)} rows: {self.reason})"
+
+
+jax.tree_util.register_pytree_node(
+    HostColumn, lambda column: ((), column), lambda column, _: column
+)
+
+
+def object_array(objects: Sequence[Any]) -> np.ndarray:
+    """Returns an object array of shape `(n,)`, whatever the objects are (lists, arrays, text)."""
+    if isinstance(objects, np.ndarray) and objects.dtype == object and objects.ndim == 1:
+        return objects
+    return np.fromiter(objects, dtype=object, count=len(objects))

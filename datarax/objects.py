@@ -1,0 +1,139 @@
+"""Rows that are no numbers of one shape become Python objects, when they are asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from datarax.arrow import ArrowCells, Column, Misfit, Rows, blocks
+from datarax.host import HostColumn, object_array
+from datarax.images import DAMAGED, damaged, open_image
+from datarax.lists import (
+    flatten,
+    is_list,
+    is_number,
+    is_text,
+    leaf_type,
+    misfits,
+    ragged,
+    row_shape,
+)
+
+Convert = Callable[[pa.Array, Rows], np.ndarray]
+
+
+def host_column(column: Column, convert: Convert, misfit: Misfit) -> HostColumn:
+    """Makes the host column of a column that is no array.
+
+    Args:
+        column: The column.
+        convert: Makes an object array of shape `(k,)` of `k` rows of it.
+        misfit: The first row that keeps it from being an array.
+
+    Returns:
+        The column, none of whose rows has been read.
+    """
+    return HostColumn(
+        column.name,
+        ArrowCells(column.values, column.rows, convert),
+        reason=f"row {misfit.row} {misfit.found}",
+        first_bad=misfit.row,
+        fix=f"{_fix(column, misfit)}, or leave it out: exclude_keys={{{column.path[0]!r}}}",
+    )
+
+
+def _fix(column: Column, misfit: Misfit) -> str:
+    row = "row" + "".join(f"[{key!r}]" for key in column.path)
+    leaf = leaf_type(column.values.type)
+    if misfit.found.startswith("is None"):
+        return f"Leave such rows out, ds = ds.filter(lambda row: {row} is not None), or fill them with ds.map"
+    if isinstance(column.feature, datasets.Image):
+        return (
+            "Give the images one size and mode, ds = ds.map(lambda row: "
+            f"{{{column.path[0]!r}: {row}.convert('RGB').resize((224, 224))}})"
+        )
+    if is_text(leaf):
+        batch = row.replace("row", "batch", 1)
+        return (
+            f"Tokenise it, ds = ds.map(lambda batch: tokenizer({batch}, padding='max_length', "
+            "truncation=True), batched=True)"
+        )
+    if is_number(leaf):
+        return f"Pad or cut it to one length, ds = ds.map(lambda row: {{{column.path[0]!r}: pad({row})}})"
+    return f"Turn it into numbers, ds = ds.map(lambda row: {{{column.path[0]!r}: encode({row})}})"
+
+
+def objects(column: Column) -> Convert:
+    """Returns what makes Python objects of a column's rows.
+
+    Ragged lists of numbers become arrays of the dtype that the feature declares, images arrays of
+    pixels, and all else what `datasets` gives: text, bytes, dates, lists, dicts, and None.
+
+    Args:
+        column: A column that is no array.
+
+    Returns:
+        A function of `k` rows that returns an object array of shape `(k,)`.
+    """
+    type_ = column.values.type
+    if _needs_decoding(column.feature):
+        return _decoder(column)
+    if not isinstance(type_, pa.BaseExtensionType) and (
+        is_text(type_) or pa.types.is_binary(type_)
+    ):
+        return lambda block, rows: block.to_numpy(zero_copy_only=False)
+    inner = _item_shape(column)
+    if inner is not None:
+        return lambda block, rows: ragged(block, inner)
+    return lambda block, rows: object_array(block.to_pylist())
+
+
+def _item_shape(column: Column) -> tuple[int, ...] | None:
+    """Returns the shape that every item of every list has, or None if there is no such shape."""
+    if not is_number(leaf_type(column.values.type)):
+        return None
+    inner = None
+    for _, block in blocks(column.values, column.rows):
+        if not is_list(block.type):
+            return None
+        items = flatten(block)
+        if len(items):
+            inner = row_shape(items.slice(0, 1)) if inner is None else inner
+            if misfits(items, inner).any():
+                return None
+    return inner
+
+
+def _needs_decoding(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return any(map(_needs_decoding, feature.values()))
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return _needs_decoding(feature.feature)
+    return isinstance(feature, (datasets.Image, datasets.Json)) and feature.decode
+
+
+def _decoder(column: Column) -> Convert:
+    def convert(block: pa.Array, rows: Rows) -> np.ndarray:
+        found = []
+        for row, value in enumerate(block.to_pylist()):
+            try:
+                found.append(_decoded(column.feature, value))
+            except DAMAGED as error:
+                raise damaged(column, rows.number(row), error) from error
+        return object_array(found)
+
+    return convert
+
+
+def _decoded(feature: Any, value: Any) -> Any:
+    if value is None or not _needs_decoding(feature):
+        return value
+    if isinstance(feature, dict):
+        return {key: _decoded(part, value[key]) for key, part in feature.items()}
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return [_decoded(feature.feature, item) for item in value]
+    if isinstance(feature, datasets.Image):
+        return np.array(open_image(feature, value))
+    return feature.decode_example(value)
