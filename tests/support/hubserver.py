@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback interface, and a Python process whose Hub it is."""
+"""A Hugging Face Hub on the loopback interface."""
 
 import hashlib
 import json
@@ -6,9 +6,6 @@ import os
 import re
 import socket
 import struct
-import subprocess
-import sys
-import tempfile
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -16,12 +13,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.support.hubprocess import HubProcess
+
 Files = Mapping[str, bytes | str] | str | Path
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request that arrived: `route` is `info`, `tree`, `paths`, `resolve` or `other`."""
+    """One request; its `route` is `info`, `auth`, `tree`, `paths`, `resolve` or `other`."""
 
     method: str
     path: str
@@ -124,7 +123,7 @@ class HubServer:
             self._aliases[alias] = id
         return sha
 
-    def process(self, home: str | Path | None = None, **env: str) -> "HubProcess":
+    def process(self, home: str | Path | None = None, **env: str) -> HubProcess:
         """Starts a Python process that has this server as its Hub."""
         return HubProcess(self.url, home, **env)
 
@@ -142,7 +141,7 @@ class HubServer:
 
 
 _API = re.compile(
-    r"/api/datasets/(?P<id>[^/]+(?:/(?!revision/|tree/|paths-info/)[^/]+)?)(?P<rest>.*)"
+    r"/api/datasets/(?P<id>[^/]+(?:/(?!revision/|tree/|paths-info/|auth-check)[^/]+)?)(?P<rest>.*)"
 )
 _RESOLVE = re.compile(r"/datasets/(?P<id>[^/]+(?:/(?!resolve/)[^/]+)?)/resolve/(?P<rest>.+)")
 
@@ -167,11 +166,12 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else b""
         url = urllib.parse.urlsplit(self.path)
-        path, query = urllib.parse.unquote(url.path), urllib.parse.parse_qs(url.query)
-        api, resolve = _API.fullmatch(path), _RESOLVE.fullmatch(path)
+        query = urllib.parse.parse_qs(url.query)
+        api, resolve = _API.fullmatch(url.path), _RESOLVE.fullmatch(url.path)
         match = api or resolve
         verb = match["rest"].lstrip("/").partition("/")[0] if api else ""
         names = {"": "info", "revision": "info", "tree": "tree", "paths-info": "paths"}
+        names |= {"auth-check": "auth"}
         route = "resolve" if resolve else names.get(verb, "other") if api else "other"
         headers = {key.lower(): value for key, value in self.headers.items()}
         request = Request(self.command, self.path, route, headers)
@@ -181,6 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
             # Linger 0 turns the close into a TCP reset.
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            os.close(self.connection.detach())
             self.close_connection = True
             return
         if fault == "stall":
@@ -199,12 +200,15 @@ class _Handler(BaseHTTPRequestHandler):
         known = repository is not None and request.token == repository.token
         if repository is None or (repository.token and not known and not repository.gated):
             return self._error(401, "RepoNotFound", "Invalid username or password.")
-        if repository.gated and not known and route == "resolve":
+        if repository.gated and not known and route in ("resolve", "auth"):
             status = 401 if request.token is None else 403
             return self._error(status, "GatedRepo", f"Access to {repository.id} is restricted.")
         revision, _, rest = (match["rest"] if resolve else match["rest"].lstrip("/")).partition("/")
         if api:
             revision, _, rest = rest.partition("/")
+        revision, rest = urllib.parse.unquote(revision), urllib.parse.unquote(rest)
+        if route == "auth":
+            return self._json({})
         found = repository.files(revision or "main")
         if found is None:
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -301,108 +305,3 @@ def _entries(files: dict[str, bytes]) -> list[dict]:
         for name, data in files.items()
     ]
     return sorted(entries, key=lambda entry: entry["path"])
-
-
-_LOOP = """
-import json, os, sys, traceback
-wire = os.fdopen(os.dup(1), "w")
-scope = {}
-for line in sys.stdin:
-    with open(json.loads(line)["log"], "w") as log:
-        os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
-    scope["result"] = None
-    try:
-        exec(json.loads(line)["code"], scope)
-        answer = {"result": scope["result"]}
-    except BaseException as error:
-        answer = {
-            "type": type(error).__name__,
-            "types": [kind.__name__ for kind in type(error).__mro__],
-            "message": "\\n".join([str(error), *getattr(error, "__notes__", [])]),
-            "traceback": traceback.format_exc(),
-        }
-    sys.stdout.flush(), sys.stderr.flush()
-    wire.write(json.dumps(answer) + "\\n")
-    wire.flush()
-"""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception that was raised in a `HubProcess`."""
-
-    type: str
-    types: list[str]
-    message: str
-    traceback: str
-
-
-class HubProcess:
-    """A Python process, warnings as errors, that runs pieces of code against a Hub.
-
-    The Hugging Face libraries read their endpoint and their offline switch once, when they are
-    imported; one process serves many pieces of code, so that the import is paid once.
-
-    Args:
-        endpoint: the Hub's address.
-        home: the folder of the caches (`HF_HOME`); a fresh one when None.
-        **env: environment variables beside those.
-    """
-
-    def __init__(self, endpoint: str, home: str | Path | None = None, **env: str):
-        self._own = tempfile.TemporaryDirectory(prefix="hub-process-")
-        self.home = Path(home or self._own.name)
-        self._log = Path(self._own.name) / "log"
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        settings = {
-            "HF_ENDPOINT": endpoint,
-            "HF_HOME": str(self.home),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "JAX_PLATFORMS": "cpu",
-            "NO_PROXY": "127.0.0.1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", _LOOP],
-            env=clean | settings | env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, code: str) -> object:
-        """Runs `code` and returns the variable `result` that it leaves, or a `Failure`."""
-        line = json.dumps({"code": code, "log": str(self._log)})
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the process died: {self._log.read_text()}")
-        answer = json.loads(answer)
-        return answer["result"] if "result" in answer else Failure(**answer)
-
-    def __call__(self, code: str) -> object:
-        """Runs `code` as `run` does; an exception in it is one here."""
-        answer = self.run(code)
-        if isinstance(answer, Failure):
-            raise RuntimeError(answer.traceback)
-        return answer
-
-    @property
-    def output(self) -> str:
-        """What the last piece of code printed and logged."""
-        return self._log.read_text()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-        self._process.stdout.close()
-        self._own.cleanup()
-
-    def __enter__(self) -> "HubProcess":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()

@@ -1,0 +1,130 @@
+"""What the caches of the Hugging Face libraries hold, found without asking the network."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Options that do not change which rows a configuration has, or that must not be written down.
+_SAME_ROWS = {"name", "cache_dir", "token", "download_config", "download_mode", "storage_options"}
+_NOTE = "datarax_request.json"
+
+
+def repositories(name: str) -> list[str]:
+    """Returns the repositories `namespace/name` of which a cache holds something.
+
+    Args:
+        name: a repository's name without its namespace.
+    """
+    raw = (path.name.split("--") for path in _hub_cache().glob("datasets--*--*"))
+    found = {f"{parts[1]}/{parts[2]}" for parts in raw if parts[2:] == [name]}
+    # A folder without namespace is of local data.
+    built = _arrow_cache(None).glob(f"*___{_snake(name)}")
+    return sorted(found | {f"{path.name.split('___')[0]}/{name}" for path in built})
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """Returns the commit that a revision meant when it was last downloaded.
+
+    Args:
+        name: a repository, `namespace/name`.
+        revision: a branch, a tag, a commit, or None.
+
+    Returns:
+        The commit; None where `revision` is None or its commit is not known.
+    """
+    if revision is None or _COMMIT.fullmatch(revision):
+        return revision
+    ref = _repository(name) / "refs" / revision
+    return ref.read_text().strip() if ref.is_file() else None
+
+
+def prepared(name: str, options: Mapping[str, Any], commit: str | None) -> dict[str, Path]:
+    """Returns the Arrow folders that `datasets` made of a repository's commit, by configuration.
+
+    Args:
+        name: a repository, `namespace/name`.
+        options: the keyword arguments of `datasets.load_dataset_builder`.
+        commit: the commit to find; the one that was prepared last when None.
+    """
+    namespace, _, short = name.partition("/")
+    root = _arrow_cache(options.get("cache_dir")) / f"{namespace}___{_snake(short)}"
+    found = []
+    for info in root.glob("*/*/*/dataset_info.json"):
+        folder, config = info.parent, json.loads(info.read_text())["config_name"]
+        if _request(options):
+            fits = _read_note(folder) == _request(options)
+        else:
+            # A folder with another name than its configuration is of chosen files or features.
+            fits = config == folder.parts[-3]
+        if fits and _COMMIT.fullmatch(folder.name) and commit in (None, folder.name):
+            found.append((info.stat().st_mtime, config, folder))
+    found.sort()
+    return {config: folder for _, config, folder in found if folder.name == found[-1][2].name}
+
+
+def note(folder: str | Path, options: Mapping[str, Any]) -> None:
+    """Writes beside prepared Arrow files which files or features were asked for.
+
+    `datasets` names such a folder by a hash that only the Hub's listing can give again.
+    """
+    if _request(options) and _read_note(Path(folder)) != _request(options):
+        Path(folder, _NOTE).write_text(_request(options))
+
+
+def whole_snapshot(name: str, commit: str | None) -> Path | None:
+    """Returns the newest folder of downloaded files that is known to be whole.
+
+    Args:
+        name: a repository, `namespace/name`.
+        commit: the commit to find; any when None.
+    """
+    import huggingface_hub
+
+    folders = (_repository(name) / "snapshots").glob(commit or "*")
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            # Only a listing tells a whole copy from the few files that some load has left.
+            listed = huggingface_hub.get_cached_repo_tree(
+                name, repo_type="dataset", revision=folder.name
+            )
+        except huggingface_hub.errors.CachedRepoTreeNotFoundError:
+            continue
+        if all((folder / file.path).exists() for file in listed):
+            return folder
+    return None
+
+
+def _read_note(folder: Path) -> str:
+    return (folder / _NOTE).read_text() if (folder / _NOTE).is_file() else ""
+
+
+def _request(options: Mapping[str, Any]) -> str:
+    chosen = {key: value for key, value in options.items() if key not in _SAME_ROWS and value}
+    if chosen:
+        chosen["name"] = options.get("name")
+    return json.dumps(chosen, sort_keys=True, default=repr) if chosen else ""
+
+
+def _hub_cache() -> Path:
+    import huggingface_hub
+
+    return Path(huggingface_hub.constants.HF_HUB_CACHE).expanduser()
+
+
+def _arrow_cache(cache_dir: str | Path | None) -> Path:
+    import datasets
+
+    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
+
+
+def _repository(name: str) -> Path:
+    return _hub_cache() / f"datasets--{name.replace('/', '--')}"
+
+
+def _snake(name: str) -> str:
+    from datasets.naming import camelcase_to_snakecase
+
+    return camelcase_to_snakecase(name)
