@@ -85,6 +85,8 @@ def load_split(
     name, split, kwargs = str(name), str(split), _checked(download_kwargs)
     asked = kwargs.pop("revision", None)
     revision = revision or (None if asked is None else str(asked))
+    if (config := kwargs.get("download_config")) is not None:
+        kwargs.setdefault("token", config.token)
     options = {"name": config_name, "data_dir": data_dir}
     options |= {key: value for key, value in kwargs.items() if key not in _AFTER}
     place = Path(name).expanduser()

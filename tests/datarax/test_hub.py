@@ -177,6 +177,11 @@ def test_tokens(client, server):
     assert client.load("me/secret", "train", **given)[0] == [7]
     assert client.load("me/secret", "train", streaming=True, **given)[0] == [7]
     assert client.load("me/gated", "train", **given)[0] == [8]
+    client.process(
+        "from datasets import DownloadConfig\n"
+        f"config = {{'download_config': DownloadConfig(token={TOKEN!r})}}\n"
+        "load_split('me/secret', 'train', download_kwargs=config, streaming=True)"
+    )
     # What the cache now holds is no answer to someone else.
     wrong = {"download_kwargs": {"token": TOKEN + "s"}}
     assert "gated" in client.fails("FileNotFoundError", "me/gated", "train")
