@@ -1,0 +1,17 @@
+"""Datarax: Hugging Face datasets as JAX arrays, with any batch by arithmetic.
+
+The one idea: batch `t` is a pure function of (data, seed, `t`).
+"""
+
+from datarax.host import HostColumn as HostColumn
+from datarax.module import DataraxModule as DataraxModule
+from datarax.module import DataraxModuleConfig as DataraxModuleConfig
+from datarax.order import index_shuffle as index_shuffle
+from datarax.pipeline import Pipeline as Pipeline
+from datarax.sources import EagerSourceBase as EagerSourceBase
+from datarax.sources import HFEagerConfig as HFEagerConfig
+from datarax.sources import HFEagerSource as HFEagerSource
+from datarax.sources import MemorySource as MemorySource
+from datarax.sources import MemorySourceConfig as MemorySourceConfig
+from datarax.sources import SourceConfigBase as SourceConfigBase
+from datarax.sources import StreamingSourceBase as StreamingSourceBase

@@ -1,0 +1,218 @@
+"""What every data module shares: a frozen configuration, statistics, copying and random streams."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+from flax import nnx
+
+from datarax.errors import listed
+
+
+@dataclasses.dataclass(frozen=True)
+class DataraxModuleConfig:
+    """Configuration that every data module has.
+
+    Args:
+        cacheable: Whether `compute_statistics` keeps its result, and gives it back without calling
+            `batch_stats_fn` again until `reset_cache` or `reset_statistics`.
+        batch_stats_fn: Function or module from data to a dict of statistics.
+        precomputed_stats: Statistics known beforehand.
+        stochastic: Whether the module draws random numbers.
+        stream_name: The stream of `rngs` that it draws them from.
+
+    Raises:
+        ValueError: If `stochastic` is set without a `stream_name`.
+    """
+
+    # Dicts, sets and arrays have no hash; a configuration has one, as jit wants of what is static.
+    cacheable: bool = False
+    batch_stats_fn: Callable | nnx.Module | None = dataclasses.field(default=None, hash=False)
+    precomputed_stats: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
+    stochastic: bool = False
+    stream_name: str | None = None
+
+    def __post_init__(self):
+        if self.stochastic and self.stream_name is None:
+            raise ValueError(
+                "stochastic=True needs the random stream to draw from: write "
+                "stochastic=True, stream_name='default'."
+            )
+
+
+class DataraxModule(nnx.Module):
+    """Base of data modules, and of those that users write.
+
+    Args:
+        config: A `DataraxModuleConfig` or a subclass's.
+        rngs: Random streams that the module keeps.
+        name: A name for messages.
+
+    Raises:
+        TypeError: If `config` is no `DataraxModuleConfig`.
+
+    Example:
+        >>> module = DataraxModule(DataraxModuleConfig(precomputed_stats={"mean": 0.5}))
+        >>> module.get_statistics()
+        {'mean': 0.5}
+    """
+
+    def __init__(
+        self, config: DataraxModuleConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
+    ):
+        if not isinstance(config, DataraxModuleConfig):
+            raise TypeError(
+                f"config={config!r}: expected a DataraxModuleConfig, or the configuration class "
+                f"that {type(self).__name__} documents."
+            )
+        self.config = nnx.static(config)
+        self.rngs = nnx.data(rngs)
+        self.name = nnx.static(name)
+        self.stochastic = config.stochastic
+        self.stream_name = config.stream_name
+        self._statistics = nnx.data(config.precomputed_stats)
+        self._applied = nnx.Variable(0)
+        self._skipped = nnx.Variable(0)
+
+    def process(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """Transforms the structure of `input`; subclasses that process define it.
+
+        Raises:
+            NotImplementedError: Always, in the base.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no process(input).")
+
+    # --- counters --------------------------------------------------------------------------------
+
+    def get_operation_stats(self) -> dict[str, int]:
+        """Returns how many records the module handed out (`applied_count`) and left out
+        (`skipped_count`), as Python ints."""
+        return {
+            "applied_count": int(self._applied.get_value()),
+            "skipped_count": int(self._skipped.get_value()),
+        }
+
+    def reset_operation_stats(self) -> None:
+        """Sets both counters to zero."""
+        self._applied.set_value(0)
+        self._skipped.set_value(0)
+
+    # --- statistics ------------------------------------------------------------------------------
+
+    def compute_statistics(self, data: Any) -> dict[str, Any] | None:
+        """Computes statistics of `data` with the configuration's `batch_stats_fn` and keeps them.
+
+        Args:
+            data: What `batch_stats_fn` takes.
+
+        Returns:
+            The statistics, or None where no `batch_stats_fn` is configured.
+        """
+        compute = self.config.batch_stats_fn
+        if compute is None:
+            return None
+        known = self._statistics is not self.config.precomputed_stats
+        if not (self.config.cacheable and known and self._statistics is not None):
+            self._statistics = nnx.data(compute(data))
+        return self._statistics
+
+    def get_statistics(self) -> dict[str, Any] | None:
+        """Returns the statistics last set or computed, else the configured ones, else None.
+
+        After `reset_statistics` it is None until new ones are set or computed.
+        """
+        return self._statistics
+
+    def set_statistics(self, stats: dict[str, Any]) -> None:
+        """Sets the statistics, in place of computed or configured ones."""
+        self._statistics = nnx.data(stats)
+
+    def reset_statistics(self) -> None:
+        """Forgets all statistics, the configuration's too."""
+        self._statistics = nnx.data(None)
+
+    def reset_cache(self) -> None:
+        """Forgets what `cacheable=True` keeps: the computed statistics.
+
+        Without `cacheable=True` it does nothing.
+        """
+        if self.config.cacheable:
+            self._statistics = nnx.data(self.config.precomputed_stats)
+
+    # --- copies and state ------------------------------------------------------------------------
+
+    def copy(
+        self,
+        *,
+        config: DataraxModuleConfig | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ) -> Self:
+        """Returns a new module, built with this one's arguments where none are given.
+
+        Args:
+            config: Configuration of the copy.
+            rngs: Random streams of the copy.
+            name: Name of the copy.
+        """
+        return type(self)(
+            self.config if config is None else config,
+            rngs=self.rngs if rngs is None else rngs,
+            name=self.name if name is None else name,
+        )
+
+    def clone(self) -> Self:
+        """Returns a module with the same state, sharing its arrays but none of its variables."""
+        return nnx.clone(self)
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the module's variables as a dict of nested dicts and arrays."""
+        return nnx.to_pure_dict(nnx.state(self))
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned.
+
+        Args:
+            state: The dict.
+
+        Raises:
+            TypeError: If `state` is no dict.
+            ValueError: If its structure is not this module's.
+        """
+        expect_dict(state)
+        own = nnx.state(self)
+        if jax.tree.structure(nnx.to_pure_dict(own)) != jax.tree.structure(state):
+            raise ValueError(
+                f"The state has the structure {jax.tree.structure(state)}, {type(self).__name__} "
+                f"{jax.tree.structure(nnx.to_pure_dict(own))}: restore it into the module it is of."
+            )
+        nnx.replace_by_pure_dict(own, state)
+        nnx.update(self, own)
+
+    # --- random streams --------------------------------------------------------------------------
+
+    def requires_rng_streams(self) -> list[str] | None:
+        """Returns the names of the random streams the module draws from, or None."""
+        return [self.stream_name] if self.stochastic and self.stream_name else None
+
+    def ensure_rng_streams(self, stream_names: list[str]) -> None:
+        """Checks that `stream_names` hold what the module draws from.
+
+        Raises:
+            ValueError: If a stream is missing.
+        """
+        missing = [name for name in self.requires_rng_streams() or [] if name not in stream_names]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} draws from the random streams {listed(missing)}, there are "
+                f"{listed(stream_names) or 'none'}: write rngs=nnx.Rngs({missing[0]}=0)."
+            )
+
+
+def expect_dict(state: Any) -> None:
+    """Raises `TypeError` unless `state` is a dict."""
+    if not isinstance(state, dict):
+        raise TypeError(
+            f"The state is a {type(state).__name__}: expected the dict that get_state() returned."
+        )

@@ -1,0 +1,259 @@
+"""A pipeline: a source, the stages its batches go through, and a batch size."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from datarax import order
+from datarax.batch import gather, has_host, with_host_rows
+from datarax.errors import expect_between
+from datarax.graph import Graph, Stage
+from datarax.sources.base import EagerSourceBase
+
+
+class Pipeline(nnx.Module):
+    """Batches of a source, put through stages in one compiled step.
+
+    A stage is an `nnx.Module` or a function from batch to batch. One whose call has a `key`
+    parameter gets one key a record, of shape `(batch_size,)`, folded from (rngs, epoch, position):
+    what it draws does not depend on the batch size, the devices or where a run was resumed.
+
+    The position is the source's: it moves with the batches, and `get_state` is the source's.
+
+    Args:
+        source: An eager source.
+        stages: Stages, applied in order, or a `Graph` of them.
+        batch_size: Records in a batch.
+        rngs: Random streams of the stages' keys; None: `nnx.Rngs` of the source's seed.
+        drop_remainder: Whether iterating leaves out an epoch's last batch when it is short.
+
+    Raises:
+        TypeError: If `source` is no source or a stage cannot be called.
+        ValueError: If `batch_size` is not positive.
+
+    Example:
+        >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(5.0)})
+        >>> pipeline = Pipeline(source=source, stages=[lambda b: {"x": 2 * b["x"]}], batch_size=2)
+        >>> [batch["x"].tolist() for batch in pipeline]
+        [[0.0, 2.0], [4.0, 6.0], [8.0]]
+    """
+
+    def __init__(
+        self,
+        *,
+        source: EagerSourceBase,
+        stages: Sequence[Stage] | Graph,
+        batch_size: int,
+        rngs: nnx.Rngs | None = None,
+        drop_remainder: bool = False,
+    ):
+        if not isinstance(source, EagerSourceBase):
+            raise TypeError(
+                f"source is a {type(source).__name__}: expected an eager source, such as "
+                "HFEagerSource(config) or MemorySource(config, data)."
+            )
+        expect_between("batch_size", batch_size, 1, order.MAX_RECORDS)
+        self.source = source
+        self.stages = stages if isinstance(stages, Graph) else Graph.chain(stages)
+        self.batch_size = batch_size
+        self.drop_remainder = drop_remainder
+        self.key = nnx.Variable((nnx.Rngs(source.seed) if rngs is None else rngs)())
+
+    @classmethod
+    def from_dag(
+        cls,
+        *,
+        source: EagerSourceBase,
+        nodes: Mapping[str, Stage],
+        edges: Iterable[tuple[str, str]],
+        sink: str,
+        batch_size: int,
+        rngs: nnx.Rngs | None = None,
+    ) -> Self:
+        """Makes a pipeline whose stages form a directed acyclic graph.
+
+        Args:
+            source: An eager source; its batches are the node `"source"`.
+            nodes: Stages by name.
+            edges: Pairs (from, to). A node gets the results of those before it as positional
+                arguments, in the order of the edges; one without an edge to it gets the source's
+                batch.
+            sink: The node whose result is the batch.
+            batch_size: Records in a batch.
+            rngs: Random streams of the stages' keys.
+
+        Raises:
+            ValueError: If an edge or `sink` names no node, or the edges go round in a circle.
+
+        Example:
+            >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(4.0)})
+            >>> pipeline = Pipeline.from_dag(
+            ...     source=source,
+            ...     nodes={
+            ...         "double": lambda b: {"y": 2 * b["x"]},
+            ...         "both": lambda a, b: {**a, **b},
+            ...     },
+            ...     edges=[("source", "double"), ("source", "both"), ("double", "both")],
+            ...     sink="both",
+            ...     batch_size=2,
+            ... )
+            >>> sorted(pipeline.step())
+            ['x', 'y']
+        """
+        graph = Graph(nodes, edges, sink)
+        return cls(source=source, stages=graph, batch_size=batch_size, rngs=rngs)
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields the batches of one epoch, the last one short where the length asks for it.
+
+        It begins as a `for` over the source does: at epoch 0 first, where `set_state` put it, and
+        otherwise at the start of the next epoch.
+        """
+        length = self.source.length
+        epoch, index = self.source.begin_epoch()
+        while index < length:
+            size = min(self.batch_size, length - index)
+            if size < self.batch_size and self.drop_remainder:
+                self.source.move(epoch + 1, 0)
+                return
+            batch = self._batch(epoch, index)
+            index += size
+            self.source.move(*((epoch, index) if index < length else (epoch + 1, 0)))
+            yield batch if size == self.batch_size else _first(size, batch)
+
+    def step(self) -> dict[str, Any]:
+        """Returns the next batch, always full: it runs on into the next epoch. Traceable.
+
+        Returns:
+            What the last stage returned, and the source's host columns where nothing is traced.
+        """
+        epoch, index = self.source.epoch.get_value(), self.source.index.get_value()
+        batch = self._batch(epoch, index)
+        self.source.move(*_advance(epoch, index, self.batch_size, self.source.length))
+        return batch
+
+    def scan(
+        self,
+        step_fn: Callable[..., Any],
+        *,
+        length: int,
+        modules: tuple[nnx.Module, ...] = (),
+        init_carry: Any = None,
+    ) -> Any:
+        """Runs `step_fn` over the next `length` batches in one compiled program.
+
+        Args:
+            step_fn: `(*modules, batch) -> out`, or `(carry, *modules, batch) -> (carry, out)` where
+                `init_carry` is given. Pass the same function again to compile it only once.
+            length: Number of batches.
+            modules: Modules that `step_fn` may change, such as a model and an `nnx.Optimizer`.
+            init_carry: The first carry, a pytree of arrays.
+
+        Returns:
+            The results stacked along a new first axis, or `(carry, results)`.
+
+        Example:
+            >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(4.0)})
+            >>> pipeline = Pipeline(source=source, stages=[], batch_size=2)
+            >>> pipeline.scan(lambda batch: batch["x"].sum(), length=3)
+            Array([1., 5., 1.], dtype=float32)
+        """
+        expect_between("length", length, 1, 2**31 - 1)
+        definition, state = nnx.split((self.stages, tuple(modules)))
+        epoch, index = self.source.epoch.get_value(), self.source.index.get_value()
+        (state, epoch, index, carry), out = _scan(
+            (step_fn, length, init_carry is not None, self._static(), definition),
+            (state, epoch, index, init_carry),
+            (self.source.data, self.source.order_seed(), self.key.get_value()),
+        )
+        nnx.update((self.stages, tuple(modules)), state)
+        self.source.move(epoch, index)
+        return out if init_carry is None else (carry, out)
+
+    def _batch(self, epoch, index):
+        definition, state = nnx.split(self.stages)
+        data = (self.source.data, self.source.order_seed(), self.key.get_value())
+        batch, state, records = _step((*self._static(), definition), state, epoch, index, data)
+        nnx.update(self.stages, state)
+        columns = self.source.data
+        if not has_host(columns) or isinstance(records, jax.core.Tracer):
+            return batch
+        records = np.asarray(records)
+        rest = {k: v for k, v in columns.items() if k in batch or has_host({k: v})}
+        return {**with_host_rows({**batch}, rest, records), **batch}
+
+    def _static(self):
+        return self.batch_size, self.source.length
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the source's state: position, order and fingerprint."""
+        return self.source.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores the position; see the source's `set_state`."""
+        self.source.set_state(state)
+
+    def __len__(self) -> int:
+        """Number of batches that iterating one epoch gives."""
+        if self.drop_remainder:
+            return self.source.length // self.batch_size
+        return order.steps_per_epoch(self.source.length, self.batch_size)
+
+
+def _first(size, batch):
+    return jax.tree.map(lambda x: x[:size], batch)
+
+
+def _advance(epoch, index, size, length):
+    index = index + size
+    if isinstance(index, int):
+        return epoch + index // length, index % length
+    # The sum may pass 2**31 - 1 near the largest length; as uint32 it does not overflow.
+    index = index.astype(jnp.uint32)
+    epoch = epoch + (index // np.uint32(length)).astype(jnp.int32)
+    return epoch, (index % np.uint32(length)).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(static, state, epoch, index, data):
+    size, length, definition = static
+    columns, seed, key = data
+    records = order.run_on(epoch, index, size, num_records=length, seed=seed)
+    position = jnp.asarray(index).astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
+    epochs = jnp.asarray(epoch).astype(jnp.uint32) + position // np.uint32(length)
+    stages = nnx.merge(definition, state)
+    batch = stages(gather(columns, records), key, epochs, position % np.uint32(length))
+    return batch, nnx.state(stages), records
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scan(static, start, data):
+    step_fn, length, carries, (size, num_records), definition = static
+
+    def body(carry, _):
+        state, epoch, index, user = carry
+        stages, modules = nnx.merge(definition, state)
+        stages_definition, stages_state = nnx.split(stages)
+        batch, stages_state, _ = _step(
+            (size, num_records, stages_definition), stages_state, epoch, index, data
+        )
+        nnx.update(stages, stages_state)
+        if carries:
+            user, out = step_fn(user, *modules, batch)
+        else:
+            out = step_fn(*modules, batch)
+        state = nnx.state((stages, modules))
+        return (state, *_advance(epoch, index, size, num_records), user), out
+
+    state, epoch, index, user = start
+    start = (state, jnp.int32(epoch), jnp.int32(index), user)
+    return jax.lax.scan(body, start, length=length)

@@ -1,0 +1,9 @@
+"""Sources: where records come from."""
+
+from datarax.sources.base import EagerSourceBase as EagerSourceBase
+from datarax.sources.base import SourceConfigBase as SourceConfigBase
+from datarax.sources.base import StreamingSourceBase as StreamingSourceBase
+from datarax.sources.hf_source import HFEagerConfig as HFEagerConfig
+from datarax.sources.hf_source import HFEagerSource as HFEagerSource
+from datarax.sources.memory import MemorySource as MemorySource
+from datarax.sources.memory import MemorySourceConfig as MemorySourceConfig

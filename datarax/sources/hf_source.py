@@ -1,0 +1,246 @@
+"""Hugging Face datasets as sources: the whole split as arrays on the device."""
+
+import dataclasses
+from logging import getLogger
+from typing import Any
+
+import datasets
+from flax import nnx
+
+from datarax import hub
+from datarax.columns import Columns, load_columns
+from datarax.errors import expect_between
+from datarax.fingerprint import fingerprint_dataset
+from datarax.sources.base import EagerSourceBase, SourceConfigBase
+
+logger = getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class HFEagerConfig(SourceConfigBase):
+    """Configuration of `HFEagerSource`.
+
+    Args:
+        name: A dataset of the Hub (`"ylecun/mnist"`, or short `"mnist"`), a local folder or a
+            packaged builder such as `"parquet"`.
+        split: A split, as `"train"` or `"train[:10%]"`.
+        data_dir: Folder of the dataset's files.
+        include_keys: The columns to load; None for all.
+        exclude_keys: Columns to leave out; one that does not exist is no error.
+        shuffle: Whether each epoch has its own random order: a full permutation.
+        seed: Seed of that order, from 0 to 2**32 - 1.
+        download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
+        local_files_only: Whether to read only what is on this machine.
+        config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
+        on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"` its row.
+
+    Raises:
+        ValueError: If an argument is missing, out of range, or contradicts another.
+
+    Example:
+        >>> HFEagerConfig(name="mnist", split="train", shuffle=True).seed
+        42
+    """
+
+    name: str | None = None
+    split: str | None = None
+    data_dir: str | None = None
+    include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    shuffle: bool = False
+    seed: int = 42
+    download_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
+    local_files_only: bool = False
+    config_name: str | None = None
+    on_bad_rows: str = "raise"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.name or not self.split:
+            raise ValueError(
+                f"name={self.name!r}, split={self.split!r}: both are needed, as in "
+                f'{type(self).__name__}(name="mnist", split="train").'
+            )
+        if self.include_keys is not None and self.exclude_keys is not None:
+            raise ValueError(
+                "include_keys and exclude_keys exclude each other: give the columns to keep, or "
+                "those to leave out."
+            )
+        expect_between("seed", self.seed, 0, 2**32 - 1)
+        if self.on_bad_rows not in ("raise", "skip"):
+            raise ValueError(f'on_bad_rows={self.on_bad_rows!r}: expected "raise" or "skip".')
+
+
+# The fields that decide which data a configuration names.
+_DATA_FIELDS = (
+    "name",
+    "split",
+    "data_dir",
+    "include_keys",
+    "exclude_keys",
+    "download_kwargs",
+    "config_name",
+    "on_bad_rows",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A split's columns and what is known of where they came from."""
+
+    columns: Columns
+    fingerprint: str
+    info: datasets.DatasetInfo
+    revision: str | None
+
+
+class HFEagerSource(EagerSourceBase):
+    """A Hugging Face split as arrays, with any batch of it by arithmetic.
+
+    Numbers, labels, lists of one length and images of one size become JAX arrays in the dtype of
+    their features (images `uint8`, labels `int32`); text, lists or images of different sizes,
+    nulls, bytes and dates become host columns, which ride along as Python objects.
+
+    Args:
+        config: A `HFEagerConfig`.
+        rngs: Random streams that the source keeps; they never decide the order.
+        name: A name for messages; `HFEagerSource(dataset:split)` where None.
+
+    Raises:
+        FileNotFoundError: If the dataset does not exist, or is private.
+        ConnectionError: If the Hub cannot be reached.
+        ValueError: If the split, the configuration or a column does not exist, the split is
+            empty, or an integer does not fit into 32 bits while x64 is off.
+
+    Example:
+        >>> dataset = datasets.Dataset.from_dict({"x": [1.0, 2.0, 3.0]})
+        >>> source = HFEagerSource.from_dataset(dataset, shuffle=True, seed=0)
+        >>> source.get_batch_at(0, 3, jax.random.key(0))["x"].shape
+        (3,)
+    """
+
+    def __init__(
+        self,
+        config: HFEagerConfig,
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+        _loaded: _Loaded | None = None,
+    ):
+        loaded = _load(config) if _loaded is None else _loaded
+        super().__init__(
+            config,
+            loaded.columns.data,
+            shuffle=config.shuffle,
+            seed=config.seed,
+            fingerprint=loaded.fingerprint,
+            rngs=rngs,
+            name=name or f"{type(self).__name__}({config.name}:{config.split})",
+        )
+        self._loaded = nnx.static(loaded)
+        self._skipped.set_value(loaded.columns.skipped)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: datasets.Dataset,
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+        **fields: Any,
+    ) -> "HFEagerSource":
+        """Makes a source of a dataset that is already loaded, mapped or filtered.
+
+        Args:
+            dataset: A `datasets.Dataset`.
+            rngs: Random streams that the source keeps.
+            name: A name for messages.
+            **fields: Fields of `HFEagerConfig`, such as `shuffle`, `seed`, `include_keys`.
+
+        Raises:
+            TypeError: If `dataset` is no `datasets.Dataset`.
+            ValueError: As the constructor.
+
+        Example:
+            >>> dataset = datasets.Dataset.from_dict({"x": [1, 2]})
+            >>> len(HFEagerSource.from_dataset(dataset))
+            2
+        """
+        if not isinstance(dataset, datasets.Dataset):
+            hint = "; pick a split, as in from_dataset(ds['train'])" * isinstance(dataset, dict)
+            raise TypeError(
+                f"dataset is a {type(dataset).__name__}: expected a datasets.Dataset{hint}."
+            )
+        fields.setdefault("name", dataset.info.dataset_name or "dataset")
+        fields.setdefault("split", str(dataset.split or "all"))
+        config = HFEagerConfig(**fields)
+        loaded = _columns_of(dataset, config, revision=None)
+        return cls(config, rngs=rngs, name=name, _loaded=loaded)
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset's name, as configured."""
+        return self.config.name
+
+    @property
+    def split_name(self) -> str:
+        """The split's name, as configured."""
+        return self.config.split
+
+    @property
+    def include_keys(self) -> set[str] | None:
+        """The columns to load, as configured."""
+        return self.config.include_keys
+
+    @property
+    def exclude_keys(self) -> set[str] | None:
+        """The columns to leave out, as configured."""
+        return self.config.exclude_keys
+
+    @property
+    def features(self) -> datasets.Features:
+        """The features of the columns that were loaded."""
+        return self._loaded.columns.features
+
+    def get_dataset_info(self) -> datasets.DatasetInfo:
+        """Returns the dataset's `datasets.DatasetInfo`: description, features, licence."""
+        return self._loaded.info
+
+    def copy(self, *, config=None, rngs=None, name=None) -> "HFEagerSource":
+        """Returns a source with other arguments, at the start of epoch 0.
+
+        The data is loaded again only if `config` names other data.
+        """
+        config = self.config if config is None else config
+        same = all(getattr(config, f) == getattr(self.config, f) for f in _DATA_FIELDS)
+        return type(self)(
+            config,
+            rngs=self.rngs if rngs is None else rngs,
+            name=self.name if name is None and config == self.config else name,
+            # The columns are one dict, so that they are placed once for both.
+            _loaded=self._loaded if same else None,
+        )
+
+
+def _load(config: HFEagerConfig) -> _Loaded:
+    split = hub.load_split(
+        config.name,
+        config.split,
+        config_name=config.config_name,
+        data_dir=config.data_dir,
+        download_kwargs=config.download_kwargs,
+        local_files_only=config.local_files_only,
+    )
+    return _columns_of(split.dataset, config, split.revision)
+
+
+def _columns_of(dataset, config, revision) -> _Loaded:
+    columns = load_columns(
+        dataset,
+        include=config.include_keys,
+        exclude=config.exclude_keys,
+        on_bad_rows=config.on_bad_rows,
+    )
+    return _Loaded(
+        columns, fingerprint_dataset(dataset, list(columns.data)), dataset.info, revision
+    )

@@ -1,0 +1,108 @@
+"""A source of arrays that are already in memory."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax.host import HostColumn
+from datarax.sources.base import EagerSourceBase, SourceConfigBase
+
+
+@dataclasses.dataclass(frozen=True)
+class MemorySourceConfig(SourceConfigBase):
+    """Configuration of `MemorySource`.
+
+    Args:
+        shuffle: Whether each epoch has its own random order.
+        seed: Seed of that order, from 0 to 2**32 - 1.
+    """
+
+    shuffle: bool = False
+    seed: int = 42
+
+
+class MemorySource(EagerSourceBase):
+    """A source of a dict of arrays, through the same base as every eager source.
+
+    Args:
+        config: A `MemorySourceConfig`.
+        data: Nested dict of arrays of shape `(n, ...)`, or lists of numbers. 64-bit numbers become
+            32-bit ones as everywhere in JAX; text and other objects become host columns.
+        rngs: Random streams that the source keeps; they never decide the order.
+        name: A name for messages.
+
+    Raises:
+        ValueError: If there are no records, columns differ in length, or an integer does not fit
+            into 32 bits while x64 is off.
+
+    Example:
+        >>> source = MemorySource(MemorySourceConfig(shuffle=True), {"x": np.arange(4.0)})
+        >>> source.get_batch(4)["x"].dtype
+        dtype('float32')
+    """
+
+    def __init__(
+        self,
+        config: MemorySourceConfig,
+        data: dict[str, Any],
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ):
+        if not isinstance(data, dict):
+            raise TypeError(
+                f"data is a {type(data).__name__}: expected a dict of arrays, as in "
+                'MemorySource(MemorySourceConfig(), {"image": images, "label": labels}).'
+            )
+        super().__init__(
+            config,
+            _columns(data),
+            shuffle=config.shuffle,
+            seed=config.seed,
+            rngs=rngs,
+            name=name,
+        )
+
+    def copy(self, *, config=None, rngs=None, name=None) -> "MemorySource":
+        """Returns a source of the same arrays with other arguments, at the start of epoch 0."""
+        copy = type(self)(
+            self.config if config is None else config,
+            self._columns,
+            rngs=self.rngs if rngs is None else rngs,
+            name=self.name if name is None else name,
+        )
+        copy._columns = self._columns  # one dict, so that they are placed once for both
+        return copy
+
+
+def _columns(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        name: _columns(values, f"{prefix}{name}.")
+        if isinstance(values, dict)
+        else _column(prefix + name, values)
+        for name, values in data.items()
+    }
+
+
+def _column(name: str, values: Any):
+    if isinstance(values, (jax.Array, HostColumn)):
+        return values
+    array = np.asarray(values)
+    if array.ndim == 0:
+        raise ValueError(
+            f"Column {name!r} is {values!r}: expected a value a record, an array of shape (n, ...)"
+        )
+    if array.dtype.kind not in "biufc":
+        return HostColumn.of_objects(name, list(values))
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if array.dtype.kind in "iu" and array.size:
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if array.min() < low or array.max() > high:
+            raise ValueError(
+                f"Column {name!r} holds {array.min()} to {array.max()}, which does not fit into "
+                f"{dtype}: subtract an offset, or jax.config.update('jax_enable_x64', True)."
+            )
+    return array.astype(dtype, copy=False)

@@ -1,0 +1,78 @@
+"""The state of a run: everything a step changes, as one pytree of arrays."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu
+from flax import nnx
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Sums over the steps since the last log.
+
+    Args:
+        loss: Sum of the weighted losses, float32.
+        weight: Sum of the weights, float32.
+        metrics: The metrics' state.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+    metrics: clu.Collection
+
+    @classmethod
+    def empty(cls, metrics: type[clu.Collection]) -> "Window":
+        """Returns the window before the first step."""
+        return cls(jnp.zeros(()), jnp.zeros(()), strong(metrics.empty()))
+
+    def add(self, loss, weight, metrics: clu.Collection) -> "Window":
+        """Returns the window with one more batch's sums; dtypes stay as they are."""
+        return keep_dtypes(
+            Window(self.loss + loss, self.weight + weight, self.metrics.merge(metrics)), self
+        )
+
+    def compute(self) -> dict[str, Any]:
+        """Returns the loss and the metrics by name, as NumPy values."""
+        window = jax.device_get(self)
+        return {"loss": window.loss / window.weight, **window.metrics.compute()}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a step takes and gives back.
+
+    Args:
+        params: Parameters that are trained.
+        rest: The model's other variables: frozen parameters, statistics, random counters.
+        optimizer: The optimizer's state.
+        ema: Moving average of `params`, or None.
+        stages: Variables of the pipeline's stages.
+        window: Sums since the last log.
+        loss: The last step's loss, float32.
+    """
+
+    params: nnx.State
+    rest: nnx.State
+    optimizer: Any
+    ema: nnx.State | None
+    stages: nnx.State
+    window: Window
+    loss: jax.Array
+
+
+def strong(tree: Any) -> Any:
+    """Returns a copy of `tree` as JAX arrays whose dtypes are not weak.
+
+    A loop's carry must keep its types, and it is donated: the caller's arrays must not be in it.
+    """
+    return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), tree)
+
+
+def keep_dtypes(tree: Any, like: Any) -> Any:
+    """Returns `tree` with the dtypes of `like`."""
+    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, like)

@@ -1,0 +1,189 @@
+"""The train step and the evaluation step: pure functions of (state, data, t).
+
+They know no files, clocks, signals or logs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics as clu
+from flax import nnx
+
+from trainers.state import State, Window, keep_dtypes
+
+Batch = dict[str, jax.Array]
+Rows = Callable[[Any, nnx.State, jax.Array], tuple[Batch, jax.Array, nnx.State]]
+"""`(data, stages, t) -> batch, valid, stages`: batch `t` and which of its records count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a step computes of a batch: the weighted losses and the metrics.
+
+    Args:
+        loss: `(model, batch) -> losses | (losses, outputs)`.
+        metrics: Class of the metrics.
+        label: Column of the labels, given to the metrics where the outputs have none.
+    """
+
+    loss: Callable[[nnx.Module, Batch], Any]
+    metrics: type[clu.Collection]
+    label: str | None
+
+    def __call__(self, model, batch: Batch, valid: jax.Array):
+        """Returns the sum of weighted losses, the sum of weights and the metrics.
+
+        Args:
+            model: The model.
+            batch: Columns of shape `(size, ...)`.
+            valid: `(size,)` bool; False for the records that only fill the batch up.
+        """
+        result = self.loss(model, batch)
+        losses, outputs = result if isinstance(result, tuple) else (result, {})
+        size = len(valid)
+        if losses.ndim not in (1, 2) or losses.shape[0] != size:
+            raise ValueError(
+                f"The loss has shape {losses.shape}: expected one loss a record, of shape "
+                f"(batch,) = ({size},), or a token, of shape (batch, tokens). The trainer does the "
+                "averaging: leave out .mean()."
+            )
+        mask = jnp.broadcast_to(valid.reshape(size, *[1] * (losses.ndim - 1)), losses.shape)
+        weight = mask.astype(jnp.float32)
+        if "weight" in outputs:
+            if outputs["weight"].shape != losses.shape:
+                raise ValueError(
+                    f"outputs['weight'] has shape {outputs['weight'].shape}, the losses "
+                    f"{losses.shape}: expected one weight a loss."
+                )
+            weight = weight * jax.lax.stop_gradient(outputs["weight"]).astype(jnp.float32)
+            mask = weight != 0
+        # Where the weight is 0 the loss may be anything, NaN too: 0 * NaN would spoil the sum.
+        weighted = jnp.where(weight != 0, losses.astype(jnp.float32) * weight, 0.0)
+        given = {**outputs, "loss": losses, "mask": mask}
+        if self.label is not None and "labels" not in given:
+            given["labels"] = batch[self.label]
+        metrics = self.metrics.single_from_model_output(**jax.lax.stop_gradient(given))
+        return weighted.sum(), (weight.sum(), metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """How a step changes the parameters.
+
+    Args:
+        optimizer: An optax transformation.
+        wrt: Filter of the variables to train.
+        accumulate: Number of slices in which the step's batch is computed.
+        unroll: Whether the slices are written out instead of looped over.
+        ema: Decay of the parameters' moving average, or None.
+        precision: Dtype of the computation, or None for the parameters' own.
+    """
+
+    optimizer: optax.GradientTransformation
+    wrt: Any
+    accumulate: int
+    unroll: bool
+    ema: float | None
+    precision: Any
+
+
+def train_step(
+    definition: nnx.GraphDef, objective: Objective, update: Update, rows: Rows
+) -> Callable[[State, Any, jax.Array], State]:
+    """Returns the function of one optimizer update.
+
+    Gradient and loss are `sum(losses * weight * valid) / sum(weight * valid)` over the whole step,
+    however it is sliced.
+
+    Args:
+        definition: The model's graph, in training mode.
+        objective: The loss and the metrics.
+        update: How the parameters change.
+        rows: Forms the batch.
+    """
+    optimizer = optax.with_extra_args_support(update.optimizer)
+
+    def total_loss(params, rest, batch, valid):
+        params, batch = lower((params, batch), update.precision)
+        model = nnx.merge(definition, params, rest)
+        loss, (weight, metrics) = objective(model, batch, valid)
+        changed = keep_dtypes(_known(nnx.state(model, update.wrt, ...)[1], rest), rest)
+        return loss, (weight, metrics, changed)
+
+    gradient = jax.value_and_grad(total_loss, has_aux=True)
+
+    def sums(params, rest, window, batch, valid):
+        """Returns the sum of gradients over all slices, and what goes along."""
+
+        def one(carry, slice):
+            total, rest, window = carry
+            (loss, (weight, metrics, rest)), new = gradient(params, rest, *slice)
+            total = new if total is None else jax.tree.map(jnp.add, total, new)
+            return (total, rest, window.add(loss, weight, metrics)), None
+
+        if update.accumulate == 1:
+            return one((None, rest, window), (batch, valid))[0]
+        slices = jax.tree.map(
+            lambda x: x.reshape(update.accumulate, -1, *x.shape[1:]), (batch, valid)
+        )
+        start = (jax.tree.map(jnp.zeros_like, params), rest, window)
+        unroll = update.accumulate if update.unroll else 1
+        return jax.lax.scan(one, start, slices, unroll=unroll)[0]
+
+    def step(state: State, data: Any, t: jax.Array) -> State:
+        batch, valid, stages = rows(data, state.stages, t)
+        empty = jax.tree.map(jnp.zeros_like, state.window)
+        total, rest, sum_ = sums(state.params, state.rest, empty, batch, valid)
+        weight = jnp.where(sum_.weight == 0, 1.0, sum_.weight)
+        loss = sum_.loss / weight
+        gradients = jax.tree.map(lambda g: (g / weight).astype(g.dtype), total)
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer, state.params, value=loss
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - update.ema)
+        window = state.window.add(sum_.loss, sum_.weight, sum_.metrics)
+        new = State(params, rest, optimizer_state, ema, stages, window, loss)
+        return keep_dtypes(new, state)
+
+    return step
+
+
+def lower(tree: Any, precision: Any) -> Any:
+    """Returns `tree` with its floating-point arrays in `precision`, if that is not None."""
+    if precision is None:
+        return tree
+    return jax.tree.map(
+        lambda x: x.astype(precision) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def evaluation_step(definition: nnx.GraphDef, objective: Objective, rows: Rows):
+    """Returns the function that adds one batch to a window.
+
+    Args:
+        definition: The model's graph, in evaluation mode.
+        objective: The loss and the metrics.
+        rows: As in `train_step`.
+    """
+
+    def step(state: tuple[Window, nnx.State], data: Any, t: jax.Array):
+        window, stages = state
+        params, rest, columns = data
+        batch, valid, stages = rows(columns, stages, t)
+        loss, (weight, metrics) = objective(nnx.merge(definition, params, rest), batch, valid)
+        return keep_dtypes((window.add(loss, weight, metrics), stages), state)
+
+    return step
+
+
+def _known(new: nnx.State, old: nnx.State) -> nnx.State:
+    """Returns the variables of `new` that `old` has: what `sow` added is not carried on."""
+    flat = dict(nnx.to_flat_state(new))
+    return nnx.from_flat_state([(path, flat[path]) for path, _ in nnx.to_flat_state(old)])
