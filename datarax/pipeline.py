@@ -230,7 +230,7 @@ def _step(static, state, epoch, index, data):
     records = order.run_on(epoch, index, size, num_records=length, seed=seed)
     position = jnp.asarray(index).astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
     epochs = jnp.asarray(epoch).astype(jnp.uint32) + position // np.uint32(length)
-    stages = nnx.merge(definition, state)
+    stages = nnx.merge(definition, state, copy=True)
     batch = stages(gather(columns, records), key, epochs, position % np.uint32(length))
     return batch, nnx.state(stages), records
 
@@ -241,7 +241,7 @@ def _scan(static, start, data):
 
     def body(carry, _):
         state, epoch, index, user = carry
-        stages, modules = nnx.merge(definition, state)
+        stages, modules = nnx.merge(definition, state, copy=True)
         stages_definition, stages_state = nnx.split(stages)
         batch, stages_state, _ = _step(
             (size, num_records, stages_definition), stages_state, epoch, index, data

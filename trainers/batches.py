@@ -52,7 +52,7 @@ class Batches:
         start = (t % self.steps_per_epoch).astype(jnp.uint32) * np.uint32(self.batch_size)
         batch = source.get_batch_at(start, self.batch_size, order.epoch_key(source.seed, epoch))
         position = start + jnp.arange(self.batch_size, dtype=jnp.uint32)
-        graph = nnx.merge(self._stages, stages)
+        graph = nnx.merge(self._stages, stages, copy=True)
         epochs = jnp.full(self.batch_size, epoch, jnp.uint32)
         batch = graph(batch, key, epochs, position)
         return batch, position < np.uint32(self.length), nnx.state(graph)

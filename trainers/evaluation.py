@@ -60,7 +60,7 @@ def predict(batches: Batches, call, definition: nnx.GraphDef, params: Any, rest:
     @jax.jit
     def step(params, rest, data, stages, t):
         batch, _, stages = batches.rows(data, stages, t)
-        return call(nnx.merge(definition, params, rest), batch), stages
+        return call(nnx.merge(definition, params, rest, copy=True), batch), stages
 
     outputs, stages = [], batches.stages
     for t in range(batches.steps_per_epoch):

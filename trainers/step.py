@@ -109,7 +109,7 @@ def train_step(
 
     def total_loss(params, rest, batch, valid):
         params, batch = lower((params, batch), update.precision)
-        model = nnx.merge(definition, params, rest)
+        model = nnx.merge(definition, params, rest, copy=True)
         loss, (weight, metrics) = objective(model, batch, valid)
         changed = keep_dtypes(_known(nnx.state(model, update.wrt, ...)[1], rest), rest)
         return loss, (weight, metrics, changed)
@@ -177,7 +177,7 @@ def evaluation_step(definition: nnx.GraphDef, objective: Objective, rows: Rows):
         window, stages = state
         params, rest, columns = data
         batch, valid, stages = rows(columns, stages, t)
-        loss, (weight, metrics) = objective(nnx.merge(definition, params, rest), batch, valid)
+        loss, (weight, metrics) = objective(nnx.merge(definition, params, rest, copy=True), batch, valid)
         return keep_dtypes((window.add(loss, weight, metrics), stages), state)
 
     return step

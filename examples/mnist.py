@@ -1,0 +1,127 @@
+"""Handwritten digits with a small convolutional network.
+
+    python examples/mnist.py                             # digits, in scikit-learn: seconds
+    python examples/mnist.py --dataset ylecun/mnist      # MNIST from the Hub: minutes
+    python examples/mnist.py --dataset path/to/mnist     # a local folder
+
+Test accuracy to expect, and the time on two CPU cores: digits 98 % in 20 s, MNIST 99.3 % in 5 min.
+"""
+
+import argparse
+from pathlib import Path
+
+import datasets
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from flax import nnx
+
+from datarax import HFEagerConfig, HFEagerSource, Pipeline
+from trainers import Trainer
+
+matplotlib.use("agg")  # the curves go to a file, also where there is no screen
+from matplotlib import pyplot as plt
+
+
+class CNN(nnx.Module):
+    """Two blocks of convolution, normalisation and pooling, and a linear layer.
+
+    Args:
+        size: Height and width of the images.
+        rngs: Streams `params` and `dropout`.
+    """
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        self.conv1 = nnx.Conv(1, 32, (3, 3), use_bias=False, rngs=rngs)
+        self.norm1 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
+        self.conv2 = nnx.Conv(32, 64, (3, 3), use_bias=False, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(64, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.25, rngs=rngs)
+        self.linear = nnx.Linear((size // 4) ** 2 * 64, 10, rngs=rngs)
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        x = nnx.max_pool(nnx.relu(self.norm1(self.conv1(image))), (2, 2), (2, 2))
+        x = nnx.max_pool(nnx.relu(self.norm2(self.conv2(x))), (2, 2), (2, 2))
+        return self.linear(self.dropout(x.reshape(len(x), -1)))
+
+
+def shift(batch: dict, key: jax.Array) -> dict:
+    """Moves each image by up to a twelfth of its size, a little differently in every epoch."""
+    most = batch["image"].shape[1] // 12
+
+    def one(image, key):
+        corner = jax.random.randint(key, (2,), 0, 2 * most + 1)
+        return jax.lax.dynamic_slice(jnp.pad(image, most), corner, image.shape)
+
+    return {**batch, "image": jax.vmap(one)(batch["image"], key)}
+
+
+def digits() -> datasets.DatasetDict:
+    """Returns the 1,797 digits that come inside scikit-learn, with MNIST's features."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    labels = datasets.ClassLabel(names=[str(name) for name in data.target_names])
+    images = [np.uint8(image * 255 / 16) for image in data.images]
+    return datasets.Dataset.from_dict(
+        {"image": images, "label": data.target},
+        features=datasets.Features({"image": datasets.Image(), "label": labels}),
+    ).train_test_split(test_size=0.2, seed=0)
+
+
+def load(dataset: str) -> tuple[HFEagerSource, HFEagerSource]:
+    """Returns the sources of the training and the test split."""
+    if dataset == "digits":
+        splits = digits()
+        train = HFEagerSource.from_dataset(splits["train"], shuffle=True)
+        return train, HFEagerSource.from_dataset(splits["test"])
+    train = HFEagerSource(HFEagerConfig(name=dataset, split="train", shuffle=True))
+    return train, HFEagerSource(HFEagerConfig(name=dataset, split="test"))
+
+
+def plot(history: list[dict], path: Path) -> None:
+    """Draws loss and accuracy over the epochs into a PNG."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        for split, style in (("train", "-"), ("eval", "o-")):
+            rows = [row for row in history if f"{split}/{name}" in row]
+            values = [row[f"{split}/{name}"] for row in rows]
+            axis.plot([row["epoch"] for row in rows], values, style, label=split)
+        axis.set(xlabel="epoch", ylabel=name)
+        axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="digits", help="digits, a Hub name or a folder")
+    parser.add_argument("--epochs", type=int, help="default: 30 for digits, 6 otherwise")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/mnist"))
+    args = parser.parse_args()
+
+    train, test = load(args.dataset)
+    pipeline = Pipeline(source=train, stages=[shift], batch_size=128, rngs=nnx.Rngs(0))
+    epochs = args.epochs or (30 if args.dataset == "digits" else 6)
+    rate = optax.cosine_onecycle_schedule(epochs * len(pipeline), peak_value=4e-3)
+    model = CNN(train.element_spec()["image"].shape[0], rngs=nnx.Rngs(params=0, dropout=1))
+    trainer = Trainer(
+        model,
+        pipeline,
+        optimizer=optax.adamw(rate, weight_decay=1e-2),
+        eval_source=test,
+        epochs=epochs,
+        log_every=min(100, len(pipeline)),
+    )
+    result = trainer.fit()
+
+    curves = args.workdir / "curves.png"
+    plot(result.history, curves)
+    print(f"test accuracy: {result.metrics['eval/accuracy']:.2%}  (curves: {curves})")
+
+
+if __name__ == "__main__":
+    main()
