@@ -1,5 +1,6 @@
 """Columns of an Arrow table, read in blocks of rows."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,7 +76,9 @@ class Column:
 
     def row(self, index: int) -> pa.Array:
         """Returns one of the rows, an Arrow array of length 1."""
-        return read(self.values, self.rows.take(np.array([index])))
+        rows = self.rows
+        position = index if rows.positions is None else rows.positions[index]
+        return plain(pa.concat_arrays(self.values.slice(position, 1).chunks))
 
 
 class Misfit(Exception):
@@ -105,8 +108,7 @@ def blocks(
     Yields:
         Where the block belongs among `rows` (a slice or int64 indices), and its values.
     """
-    step = max(1, BLOCK_BYTES * len(column) // max(column.nbytes, 1))
-    step = min(step, most or step)
+    step = min(_block_rows(column), most or rows.length)
     if rows.positions is None:
         for start in range(0, rows.length, step):
             part = column.slice(start, step)
@@ -123,6 +125,14 @@ def blocks(
             high = min(low + step, stop)
             part = chunk.take(pa.array(positions[low:high] - edge))
             yield slice(low, high) if order is None else order[low:high], plain(part)
+
+
+def _block_rows(column: pa.ChunkedArray) -> int:
+    if pa.types.is_primitive(
+        column.type
+    ):  # asking thousands of chunks takes longer than reading them
+        return BLOCK_BYTES * 8 // column.type.bit_width
+    return max(1, BLOCK_BYTES * len(column) // max(column.nbytes, 1))
 
 
 def read(column: pa.ChunkedArray, rows: Rows) -> pa.Array:
@@ -151,6 +161,11 @@ def plain(array: pa.Array) -> pa.Array:
 def nulls(array: pa.Array) -> np.ndarray:
     """Returns which values are None, bool of shape `(len(array),)`."""
     return array.is_null().to_numpy(zero_copy_only=False)
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ArrowCells:

@@ -26,8 +26,8 @@ class Columns:
     """A dataset as columns.
 
     Args:
-        data: One entry a column: an array of shape `(length, ...)`, a `HostColumn`, or, for a nested
-            feature, a dict of them.
+        data: One entry a column: an array of shape `(length, ...)`, a `HostColumn`, or, for a
+            nested feature, a dict of them.
         length: The number of rows.
         skipped: The number of rows that were left out because an image in them is damaged.
         features: The features of the columns, as the dataset declares them.
@@ -59,7 +59,7 @@ def load_columns(
         dataset: Any dataset, selected, shuffled, mapped or filtered.
         include: The columns to load; None for all.
         exclude: Columns to leave out; a name that does not exist is no error.
-        on_bad_rows: What to do where an image is damaged: raise, or leave the row out of all columns.
+        on_bad_rows: What to do where an image is damaged: raise, or skip the row in all columns.
         cache: Whether decoded images may come from and go to the disk (see `datarax.imagecache`).
         rows: Load these rows only, in this order; integers of shape `(k,)`. What a column becomes
             depends on all rows, save that images are looked at in these only.
@@ -70,7 +70,7 @@ def load_columns(
     Raises:
         TypeError: `dataset` is no `datasets.Dataset`.
         ValueError: The dataset is empty, a column of `include` does not exist or none is left, a
-            64-bit integer is out of range, or an image is damaged; the message names column and row.
+            64-bit integer is out of range, or an image is damaged; it names column and row.
 
     Example:
         >>> columns = load_columns(datasets.Dataset.from_dict({"x": [1, 2, 3]}))
@@ -80,19 +80,19 @@ def load_columns(
     if on_bad_rows not in ("raise", "skip"):
         raise ValueError(f"on_bad_rows={on_bad_rows!r}: expected 'raise' or 'skip'.")
     _check(dataset)
+    features = dataset.features
     names = _chosen(dataset.column_names, include, exclude)
     scope = rows_of(dataset)
     kept = scope if rows is None else scope.take(_row_numbers(rows, len(dataset)))
     table = dataset.data.table
-    stored = (Column((name,), dataset.features[name], table.column(name), kept) for name in names)
+    stored = (Column((name,), features[name], table.column(name), kept) for name in names)
     leaves = [leaf for column in stored for leaf in _leaves(column, scope)]
 
     loaded, damage = {}, {}
     for leaf in filter(_is_image, leaves):  # first, since they tell which rows to skip
         loaded[leaf.path], found = _images(leaf, cache, verify=on_bad_rows == "skip")
         if found and on_bad_rows == "raise":
-            row, error = min(found.items())
-            raise damaged(leaf, leaf.rows.number(row), error) from error
+            raise damaged(leaf, *min(found.items()))
         damage |= found
     if damage:
         whole = np.delete(np.arange(kept.length), sorted(damage))
@@ -103,9 +103,9 @@ def load_columns(
         if leaf.path not in loaded:
             loaded[leaf.path] = _values(replace(leaf, rows=kept), scope)
 
-    features = datasets.Features({name: dataset.features[name] for name in names})
     data = _nested((leaf.path, loaded[leaf.path]) for leaf in leaves)
-    return Columns(data, kept.length, len(damage), features)
+    loaded_features = datasets.Features({name: features[name] for name in names})
+    return Columns(data, kept.length, len(damage), loaded_features)
 
 
 def _check(dataset: datasets.Dataset) -> None:
@@ -115,8 +115,8 @@ def _check(dataset: datasets.Dataset) -> None:
         raise TypeError(f"expected a datasets.Dataset, got {type(dataset).__name__}.")
     if dataset.format["type"] == "custom":
         raise ValueError(
-            "the dataset has a transform that runs when rows are read (set_transform, with_transform), "
-            "so its columns are not known. Store what it gives with ds.map(...), or drop it with "
+            "the dataset has a transform that runs when rows are read (set_transform, "
+            "with_transform), so its columns are not known. Store what it gives with ds.map(...), or drop it with "
             "ds.with_format(None)."
         )
     if not len(dataset):
@@ -145,7 +145,7 @@ def _row_numbers(rows: np.ndarray, length: int) -> np.ndarray:
         raise ValueError(f"rows: expected at least one row number, got {rows!r}.")
     if numbers.min() < 0 or numbers.max() >= length:
         raise ValueError(
-            f"rows: expected numbers from 0 to {length - 1}, got {numbers.min()} to {numbers.max()}."
+            f"rows: expected 0 to {length - 1}, got {numbers.min()} to {numbers.max()}."
         )
     return numbers.astype(np.int64)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from datarax.arrow import Column, Misfit, Rows, blocks, indices
-from datarax.lists import flatten, is_list, is_number, leaf_type, misfits, row_shape, values
+from datarax.lists import fits, flatten, is_list, is_number, leaf_type, misfits, row_shape, values
 
 _IN_32_BITS = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
 
@@ -64,7 +64,7 @@ def array_dtype(feature: object, stored: np.dtype) -> np.dtype:
 
 def _expect(whole: Column, block: pa.Array, shape: tuple[int, ...]) -> None:
     """Raises a `Misfit` for the first row of the column if any of a block has another shape."""
-    if not misfits(block, shape).any():
+    if fits(block, shape):
         return
     found = []
     for where, other in blocks(whole.values, whole.rows):
@@ -100,7 +100,7 @@ def _check_range(column: Column, read: np.ndarray, dtype: np.dtype, rows: np.nda
     block_row = np.argwhere(outside)[0]
     raise ValueError(
         f"column {column.name!r}, row {column.rows.number(rows[block_row[0]])}: "
-        f"{read[tuple(block_row)]} does not fit into {dtype.name}, and JAX has no 64-bit integers unless "
-        "jax.config.update('jax_enable_x64', True) comes first. Write that, store smaller numbers, or "
-        f"leave the column out: exclude_keys={{{column.path[0]!r}}}"
+        f"{read[tuple(block_row)]} does not fit into {dtype.name}, and JAX has 64-bit integers only "
+        "after jax.config.update('jax_enable_x64', True). Write that, store smaller numbers, or leave "
+        f"the column out: exclude_keys={{{column.path[0]!r}}}"
     )

@@ -21,9 +21,9 @@ _ALIKE = {"large_string": "string", "string_view": "string", "large_binary": "bi
 def fingerprint_dataset(dataset: datasets.Dataset, columns: Iterable[str]) -> str:
     """Returns a fingerprint of some columns, without decoding anything.
 
-    It depends on the features, the length and the content of up to 1,024 rows at fixed positions; of
-    images and other files the bytes count, wherever they are. Chunks, the width of Arrow's offsets,
-    index mappings, paths, times of change and the fingerprint of `datasets` have no influence.
+    It depends on the features, the length and the content of up to 1,024 rows at fixed positions;
+    of images and other files the bytes count, wherever they are. Chunks, the width of Arrow's
+    offsets, index mappings, paths, times of change and `Dataset._fingerprint` have no influence.
 
     Args:
         dataset: Any dataset.
@@ -98,7 +98,7 @@ class Digest:
         self._hash.update(view)
 
     def arrow(self, array: pa.Array) -> None:
-        """Adds Arrow values; files count by their bytes, which are read where only a path is stored."""
+        """Adds Arrow values; a file counts by its bytes, even where only its path is stored."""
         array = plain(array)
         self.bytes(np.packbits(nulls(array)))
         array = array.drop_null()
@@ -167,7 +167,7 @@ def _columns(data: dict[str, Any], parents: tuple[str, ...]) -> Iterator[tuple[t
 
 
 def _described(item: Any) -> Any:
-    """Returns what stands for an object of a host column: an array's `repr` leaves out its middle."""
+    """Returns what stands for an object: an array's own `repr` leaves out its middle."""
     if isinstance(item, np.ndarray):
         return item.shape, item.dtype.name, hashlib.sha256(np.ascontiguousarray(item)).hexdigest()
     return item

@@ -67,7 +67,7 @@ def flatten(array: pa.Array) -> pa.Array:
 def list_lengths(array: pa.Array) -> np.ndarray:
     """Returns how many values each list holds, int64 of shape `(len(array),)`; None holds none."""
     if pa.types.is_fixed_size_list(array.type):
-        lengths = np.full(len(array), array.type.list_size)
+        lengths = np.broadcast_to(array.type.list_size, len(array))
     else:
         lengths = np.diff(array.offsets.to_numpy())
     return np.where(nulls(array), 0, lengths) if array.null_count else lengths
@@ -81,6 +81,15 @@ def row_shape(row: pa.Array) -> tuple[int, ...]:
         shape.append(len(row) // count if count else 0)
         count = len(row)
     return tuple(shape)
+
+
+def fits(array: pa.Array, shape: tuple[int, ...]) -> bool:
+    """Returns whether every row is an array of a shape: quicker than asking which are not."""
+    for size in shape:
+        if array.null_count or (list_lengths(array) != size).any():
+            return False
+        array = flatten(array)
+    return not array.null_count
 
 
 def misfits(array: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
@@ -99,7 +108,8 @@ def misfits(array: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
     bad |= list_lengths(array) != shape[0]
     whole = array.filter(pa.array(~bad)) if bad.any() else array
     inner = misfits(flatten(whole), shape[1:])
-    bad[~bad] = inner.reshape(len(whole), shape[0]).any(axis=1)
+    if inner.any():
+        bad[~bad] = inner.reshape(len(whole), shape[0]).any(axis=1)
     return bad
 
 

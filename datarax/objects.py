@@ -1,6 +1,7 @@
 """Rows that are no numbers of one shape become Python objects, when they are asked for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -9,14 +10,15 @@ import pyarrow as pa
 
 from datarax.arrow import ArrowCells, Column, Misfit, Rows, blocks
 from datarax.host import HostColumn, object_array
-from datarax.images import DAMAGED, damaged, open_image
+from datarax.imagefile import DamagedImage, pixels
+from datarax.images import damaged
 from datarax.lists import (
+    fits,
     flatten,
     is_list,
     is_number,
     is_text,
     leaf_type,
-    misfits,
     ragged,
     row_shape,
 )
@@ -46,23 +48,22 @@ def host_column(column: Column, convert: Convert, misfit: Misfit) -> HostColumn:
 
 def _fix(column: Column, misfit: Misfit) -> str:
     row = "row" + "".join(f"[{key!r}]" for key in column.path)
+    made = f"ds = ds.map(lambda row: {{{column.path[-1]!r}:"
     leaf = leaf_type(column.values.type)
-    if misfit.found.startswith("is None"):
-        return f"Leave such rows out, ds = ds.filter(lambda row: {row} is not None), or fill them with ds.map"
-    if isinstance(column.feature, datasets.Image):
-        return (
-            "Give the images one size and mode, ds = ds.map(lambda row: "
-            f"{{{column.path[0]!r}: {row}.convert('RGB').resize((224, 224))}})"
-        )
     if is_text(leaf):
-        batch = row.replace("row", "batch", 1)
+        text = row.replace("row", "batch", 1)
         return (
-            f"Tokenise it, ds = ds.map(lambda batch: tokenizer({batch}, padding='max_length', "
+            f"Tokenise it, ds = ds.map(lambda batch: tokenizer({text}, padding='max_length', "
             "truncation=True), batched=True)"
         )
+    if misfit.found.startswith(("is None", "holds None")):
+        return f"Drop such rows, ds = ds.filter(lambda row: {row} is not None), or fill them"
+    if isinstance(column.feature, datasets.Image):
+        resized = f"{row}.convert('RGB').resize((224, 224))"
+        return f"Give the images one size and mode, {made} {resized}}})"
     if is_number(leaf):
-        return f"Pad or cut it to one length, ds = ds.map(lambda row: {{{column.path[0]!r}: pad({row})}})"
-    return f"Turn it into numbers, ds = ds.map(lambda row: {{{column.path[0]!r}: encode({row})}})"
+        return f"Pad or cut it to one length, {made} pad({row})}})"
+    return f"Turn it into numbers, {made} encode({row})}})"
 
 
 def objects(column: Column) -> Convert:
@@ -101,7 +102,7 @@ def _item_shape(column: Column) -> tuple[int, ...] | None:
         items = flatten(block)
         if len(items):
             inner = row_shape(items.slice(0, 1)) if inner is None else inner
-            if misfits(items, inner).any():
+            if not fits(items, inner):
                 return None
     return inner
 
@@ -120,8 +121,8 @@ def _decoder(column: Column) -> Convert:
         for row, value in enumerate(block.to_pylist()):
             try:
                 found.append(_decoded(column.feature, value))
-            except DAMAGED as error:
-                raise damaged(column, rows.number(row), error) from error
+            except DamagedImage as error:
+                raise damaged(replace(column, rows=rows), row, str(error)) from error
         return object_array(found)
 
     return convert
@@ -135,5 +136,5 @@ def _decoded(feature: Any, value: Any) -> Any:
     if isinstance(feature, (datasets.List, datasets.LargeList)):
         return [_decoded(feature.feature, item) for item in value]
     if isinstance(feature, datasets.Image):
-        return np.array(open_image(feature, value))
+        return pixels(feature, value)
     return feature.decode_example(value)
