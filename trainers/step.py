@@ -140,7 +140,9 @@ def train_step(
         total, rest, sum_ = sums(state.params, state.rest, empty, batch, valid)
         weight = jnp.where(sum_.weight == 0, 1.0, sum_.weight)
         loss = sum_.loss / weight
-        gradients = jax.tree.map(lambda g: (g / weight).astype(g.dtype), total)
+        # A product is fused into the optimizer's arithmetic, a quotient is a pass of its own.
+        scale = 1 / weight
+        gradients = jax.tree.map(lambda g: (g * scale).astype(g.dtype), total)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.params, value=loss
         )
