@@ -108,7 +108,7 @@ def blocks(
     Yields:
         Where the block belongs among `rows` (a slice or int64 indices), and its values.
     """
-    step = min(_block_rows(column), most or rows.length)
+    step = min(_block_rows(column), most or BLOCK_BYTES)
     if rows.positions is None:
         for start in range(0, rows.length, step):
             part = column.slice(start, step)

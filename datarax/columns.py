@@ -116,8 +116,8 @@ def _check(dataset: datasets.Dataset) -> None:
     if dataset.format["type"] == "custom":
         raise ValueError(
             "the dataset has a transform that runs when rows are read (set_transform, "
-            "with_transform), so its columns are not known. Store what it gives with ds.map(...), or drop it with "
-            "ds.with_format(None)."
+            "with_transform), so its columns are not known. Store what it gives with ds.map(...), "
+            "or drop it with ds.with_format(None)."
         )
     if not len(dataset):
         split = f"the split {str(dataset.split)!r}" if dataset.split else "the dataset"
@@ -130,9 +130,8 @@ def _chosen(
     include = names if include is None else list(include)
     for name in include:
         if name not in names:
-            raise ValueError(
-                f"there is no column {name!r}.{closest(name, names)} The columns are {listed(names)}."
-            )
+            hint = closest(name, names)
+            raise ValueError(f"there is no column {name!r}.{hint} The columns are {listed(names)}.")
     chosen = [name for name in names if name in include and name not in (exclude or ())]
     if not chosen:
         raise ValueError(f"no column is left to load of {listed(names)}.")

@@ -100,7 +100,7 @@ def _check_range(column: Column, read: np.ndarray, dtype: np.dtype, rows: np.nda
     block_row = np.argwhere(outside)[0]
     raise ValueError(
         f"column {column.name!r}, row {column.rows.number(rows[block_row[0]])}: "
-        f"{read[tuple(block_row)]} does not fit into {dtype.name}, and JAX has 64-bit integers only "
-        "after jax.config.update('jax_enable_x64', True). Write that, store smaller numbers, or leave "
-        f"the column out: exclude_keys={{{column.path[0]!r}}}"
+        f"{read[tuple(block_row)]} does not fit into {dtype.name}, and JAX has 64-bit integers "
+        "only after jax.config.update('jax_enable_x64', True). Write that, store smaller numbers, "
+        f"or leave the column out: exclude_keys={{{column.path[0]!r}}}"
     )

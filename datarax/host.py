@@ -13,7 +13,7 @@ class Cells(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """Returns the rows at `indices`, int64 of shape `(k,)`, as an object array of that shape."""
+        """Returns the rows at `indices`, int64 of shape `(k,)`, as objects of that shape."""
 
 
 class HostColumn:

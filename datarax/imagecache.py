@@ -141,8 +141,8 @@ def _checksum(pixels: np.ndarray) -> str:
 @functools.cache
 def _warn_once(directory: str, error: str) -> None:
     logger.warning(
-        "Decoded images are not kept in %s (%s), so every start decodes them. Set DATARAX_CACHE_DIR "
-        "to a directory that can be written, or DATARAX_CACHE=0 to be without.",
+        "Decoded images are not kept in %s (%s), so every start decodes them. Set "
+        "DATARAX_CACHE_DIR to a directory that can be written, or DATARAX_CACHE=0 to do without.",
         directory,
         error,
     )

@@ -80,13 +80,13 @@ def pixels(feature: datasets.Image, value: dict[str, Any] | None) -> np.ndarray 
     return None if value is None else np.array(open_image(feature, value))
 
 
-def image_size(value: dict[str, Any]) -> tuple[int, int] | None:
-    """Returns width and height as an image's header has them, or None if there is none to read."""
+def image_shape(value: dict[str, Any]) -> tuple[int, int, int] | None:
+    """Returns width, height and channels by an image's header, or None if there is none to read."""
     encoded, path = value["bytes"], value["path"]
     if encoded is None and not (path and is_local_path(path)):
         return None
     try:
         with PIL.Image.open(path if encoded is None else BytesIO(encoded)) as image:
-            return image.size
+            return *image.size, len(image.getbands())
     except _RAISED:
         return None  # decoding it tells what is wrong

@@ -1,5 +1,6 @@
 """Image columns: encoded files, in Arrow or on disk, become one array of pixels."""
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pyarrow as pa
 from datarax import imagecache
 from datarax.arrow import Column, Misfit, Rows, blocks, cores, indices, nulls
 from datarax.host import object_array
-from datarax.imagefile import DamagedImage, image_size, open_image, pixels
+from datarax.imagefile import DamagedImage, image_shape, open_image, pixels
 
 Damage = dict[int, str]  # what is wrong with an image, by row
 
@@ -131,7 +132,7 @@ def _common(mode: str, other: str) -> str | None:
     return next((wide for wide in (mode, *_WIDER.get(mode, ())) if wide in others), None)
 
 
-def _measure(size: tuple[int, int]) -> str:
+def _measure(size: tuple[int, ...]) -> str:
     return f"{size[0]}x{size[1]} pixels"
 
 
@@ -146,11 +147,11 @@ def _estimated_bytes(column: Column) -> int:
     """
     first = None
     for row, value in next(_encoded(column, _SHOWN)):
-        size = image_size(value)
-        if size and first and sorted(size) != sorted(first[1]):  # EXIF data may turn it on its side
-            raise _unlike(column.rows, row, _measure(size), first[0], _measure(first[1]))
-        first = first or (size and (row, size))
-    return column.rows.length * first[1][0] * first[1][1] if first else 0
+        shape = image_shape(value)
+        if shape and first and sorted(shape[:2]) != sorted(first[1][:2]):  # EXIF data may turn it
+            raise _unlike(column.rows, row, _measure(shape), first[0], _measure(first[1]))
+        first = first or (shape and (row, shape))
+    return column.rows.length * math.prod(first[1]) if first else 0
 
 
 def _encoded(column: Column, most: int = _BATCH) -> Iterator[list[tuple[int, dict[str, Any]]]]:
