@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import datasets
@@ -11,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 BLOCK_BYTES = 4 << 20  # what a block may hold: large enough for vectors, small beside any column
+
+_SORTED_ROWS = 1 << 20  # as many selected rows are sorted at a time, to read chunk by chunk
 
 Where = slice | np.ndarray
 
@@ -39,18 +40,12 @@ class Rows:
         """Returns how the user counts row `index` of these."""
         return int(index if self.numbers is None else self.numbers[index])
 
-    @cached_property
-    def by_position(self) -> tuple[np.ndarray, np.ndarray]:
-        """The order that sorts the positions, and the sorted positions."""
-        order = np.argsort(self.positions)
-        return order, self.positions[order]
-
 
 def rows_of(dataset: datasets.Dataset) -> Rows:
     """Returns the rows of a dataset's table that are its own, in its order."""
     if dataset._indices is None:  # what select, shuffle, sort and filter leave; `data` ignores it
         return Rows(len(dataset))
-    return Rows(len(dataset), dataset._indices.column(0).to_numpy().astype(np.int64))
+    return Rows(len(dataset), dataset._indices.column(0).to_numpy().view(np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,16 +110,22 @@ def blocks(
             joined = part.chunk(0) if part.num_chunks == 1 else pa.concat_arrays(part.chunks)
             yield slice(start, start + len(part)), plain(joined)
         return
-    order, positions = None, rows.positions
-    if column.num_chunks > 1:  # chunk by chunk: to take from all at once, Arrow would join them
-        order, positions = rows.by_position
     edges = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
-    cuts = [0, rows.length] if order is None else np.searchsorted(positions, edges)
-    for chunk, edge, start, stop in zip(column.chunks, edges, cuts[:-1], cuts[1:], strict=False):
-        for low in range(start, stop, step):
-            high = min(low + step, stop)
-            part = chunk.take(pa.array(positions[low:high] - edge))
-            yield slice(low, high) if order is None else order[low:high], plain(part)
+    for first in range(0, rows.length, _SORTED_ROWS):
+        positions = rows.positions[first : first + _SORTED_ROWS]
+        order, cuts = None, [0, len(positions)]
+        if column.num_chunks > 1:  # chunk by chunk: to take from all at once, Arrow would join them
+            order = np.argsort(positions)
+            positions = positions[order]
+            cuts = np.searchsorted(positions, edges)
+        for chunk, edge, start, stop in zip(column.chunks, edges, cuts, cuts[1:], strict=False):
+            for low in range(start, stop, step):
+                high = min(low + step, stop)
+                part = chunk.take(pa.array(positions[low:high] - edge))
+                where = (
+                    slice(first + low, first + high) if order is None else first + order[low:high]
+                )
+                yield where, plain(part)
 
 
 def _block_rows(column: pa.ChunkedArray) -> int:
