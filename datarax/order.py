@@ -47,7 +47,7 @@ def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax
 
     Example:
         >>> index_shuffle(jnp.arange(5), num_records=5, seed=42)
-        Array([2, 4, 3, 1, 0], dtype=int32)
+        Array([1, 0, 2, 4, 3], dtype=int32)
     """
     expect_between("num_records", num_records, 1, MAX_RECORDS)
     if not (4 <= rounds <= 1024 and rounds % 2 == 0):

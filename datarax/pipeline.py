@@ -123,7 +123,7 @@ class Pipeline(nnx.Module):
             if size < self.batch_size and self.drop_remainder:
                 self.source.move(epoch + 1, 0)
                 return
-            batch = self._batch(epoch, index)
+            batch = self._batch(np.int32(epoch), np.int32(index))
             index += size
             self.source.move(*((epoch, index) if index < length else (epoch + 1, 0)))
             yield batch if size == self.batch_size else _first(size, batch)
@@ -134,7 +134,7 @@ class Pipeline(nnx.Module):
         Returns:
             What the last stage returned, and the source's host columns where nothing is traced.
         """
-        epoch, index = self.source.epoch.get_value(), self.source.index.get_value()
+        epoch, index = self._position()
         batch = self._batch(epoch, index)
         self.source.move(*_advance(epoch, index, self.batch_size, self.source.length))
         return batch
@@ -167,7 +167,7 @@ class Pipeline(nnx.Module):
         """
         expect_between("length", length, 1, 2**31 - 1)
         definition, state = nnx.split((self.stages, tuple(modules)))
-        epoch, index = self.source.epoch.get_value(), self.source.index.get_value()
+        epoch, index = self._position()
         (state, epoch, index, carry), out = _scan(
             (step_fn, length, init_carry is not None, self._static(), definition),
             (state, epoch, index, init_carry),
@@ -176,6 +176,11 @@ class Pipeline(nnx.Module):
         nnx.update((self.stages, tuple(modules)), state)
         self.source.move(epoch, index)
         return out if init_carry is None else (carry, out)
+
+    def _position(self):
+        # As int32 arrays, whether ints or traced: one dtype means one trace.
+        position = self.source.epoch.get_value(), self.source.index.get_value()
+        return tuple(jnp.asarray(x, jnp.int32) for x in position)
 
     def _batch(self, epoch, index):
         definition, state = nnx.split(self.stages)
@@ -214,11 +219,8 @@ def _first(size, batch):
 
 
 def _advance(epoch, index, size, length):
-    index = index + size
-    if isinstance(index, int):
-        return epoch + index // length, index % length
     # The sum may pass 2**31 - 1 near the largest length; as uint32 it does not overflow.
-    index = index.astype(jnp.uint32)
+    index = index.astype(jnp.uint32) + np.uint32(size)
     epoch = epoch + (index // np.uint32(length)).astype(jnp.int32)
     return epoch, (index % np.uint32(length)).astype(jnp.int32)
 
@@ -228,8 +230,8 @@ def _step(static, state, epoch, index, data):
     size, length, definition = static
     columns, seed, key = data
     records = order.run_on(epoch, index, size, num_records=length, seed=seed)
-    position = jnp.asarray(index).astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
-    epochs = jnp.asarray(epoch).astype(jnp.uint32) + position // np.uint32(length)
+    position = index.astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
+    epochs = epoch.astype(jnp.uint32) + position // np.uint32(length)
     stages = nnx.merge(definition, state, copy=True)
     batch = stages(gather(columns, records), key, epochs, position % np.uint32(length))
     return batch, nnx.state(stages), records
@@ -255,5 +257,5 @@ def _scan(static, start, data):
         return (state, *_advance(epoch, index, size, num_records), user), out
 
     state, epoch, index, user = start
-    start = (state, jnp.int32(epoch), jnp.int32(index), user)
+    start = (state, epoch, index, user)
     return jax.lax.scan(body, start, length=length)

@@ -1,0 +1,65 @@
+"""Ready stages, alone and in a pipeline."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from datarax import MemorySource, MemorySourceConfig, Pipeline
+from datarax.stages import Map, Normalize, OneHot, RandomCrop, RandomFlip, Scale
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3)).astype(np.uint8)
+KEYS = jax.random.split(jax.random.key(0), 6)
+
+
+def test_scale_brings_the_dtypes_range_to_one():
+    got = jax.jit(Scale("image"))({"image": jnp.asarray(IMAGES)})["image"]
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, IMAGES / 255, rtol=1e-6)
+    wide = Scale("image")({"image": jnp.array([65535], jnp.uint16)})
+    assert wide["image"].tolist() == [1.0]
+
+
+def test_normalize_works_on_channels():
+    stage = Normalize("image", mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0))
+    got = jax.jit(stage)({"image": jnp.asarray(IMAGES)})["image"]
+    np.testing.assert_allclose(got, (IMAGES - [1.0, 2.0, 3.0]) / [1.0, 2.0, 4.0], rtol=1e-6)
+
+
+def test_one_hot():
+    got = jax.jit(OneHot("label", 4))({"label": jnp.array([0, 3])})["label"]
+    np.testing.assert_array_equal(got, np.eye(4)[[0, 3]])
+
+
+def test_map_touches_only_its_column():
+    batch = {"x": jnp.arange(3.0), "y": jnp.arange(3)}
+    got = jax.jit(Map("x", jnp.negative))(batch)
+    assert got["x"].tolist() == [-0.0, -1.0, -2.0]
+    assert got["y"].tolist() == [0, 1, 2]
+
+
+def test_flips_are_whole_images_about_half_of_them():
+    keys = jax.random.split(jax.random.key(1), 400)
+    images = jnp.tile(jnp.arange(4.0).reshape(1, 2, 2), (400, 1, 1))
+    got = np.asarray(jax.jit(RandomFlip("image"))({"image": images}, key=keys)["image"])
+    flipped = (got == [[1, 0], [3, 2]]).all(axis=(1, 2))
+    assert ((got == [[0, 1], [2, 3]]).all(axis=(1, 2)) | flipped).all()
+    assert 150 < flipped.sum() < 250
+
+
+def test_crops_are_windows_of_the_padded_image():
+    got = np.asarray(
+        jax.jit(RandomCrop("image", 2))({"image": jnp.asarray(IMAGES)}, key=KEYS)["image"]
+    )
+    assert got.shape == IMAGES.shape
+    for image, crop in zip(IMAGES, got, strict=True):
+        padded = np.pad(image, [(2, 2), (2, 2), (0, 0)])
+        windows = [padded[i : i + 5, j : j + 4] for i in range(5) for j in range(5)]
+        assert any((crop == window).all() for window in windows)
+
+
+def test_equal_stages_share_one_compiled_step():
+    source = MemorySource(MemorySourceConfig(), {"image": IMAGES})
+    stages = [[RandomFlip("image"), Scale("image")] for _ in range(2)]
+    first, second = (Pipeline(source=source, stages=s, batch_size=2) for s in stages)
+    np.testing.assert_array_equal(first.step()["image"].shape, (2, 5, 4, 3))
+    assert first.stages._functions == second.stages._functions
