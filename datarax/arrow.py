@@ -36,6 +36,15 @@ class Rows:
         numbers = indices if self.numbers is None else self.numbers[indices]
         return Rows(len(indices), positions, numbers)
 
+    @property
+    def begin(self) -> int | None:
+        """The first row's position if the others follow it one by one, else None."""
+        if self.positions is None or not self.length:
+            return 0
+        first, last = self.positions[[0, -1]]
+        in_line = last - first == self.length - 1 and (np.diff(self.positions) == 1).all()
+        return int(first) if in_line else None
+
     def number(self, index: int) -> int:
         """Returns how the user counts row `index` of these."""
         return int(index if self.numbers is None else self.numbers[index])
@@ -104,9 +113,10 @@ def blocks(
         Where the block belongs among `rows` (a slice or int64 indices), and its values.
     """
     step = min(_block_rows(column), most or BLOCK_BYTES)
-    if rows.positions is None:
+    begin = rows.begin
+    if begin is not None:
         for start in range(0, rows.length, step):
-            part = column.slice(start, step)
+            part = column.slice(begin + start, min(step, rows.length - start))
             joined = part.chunk(0) if part.num_chunks == 1 else pa.concat_arrays(part.chunks)
             yield slice(start, start + len(part)), plain(joined)
         return

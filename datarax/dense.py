@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from datarax.arrow import Column, Misfit, Rows, blocks, indices
+from datarax.arrow import Column, Misfit, Rows, blocks, indices, plain
 from datarax.lists import fits, flatten, is_list, is_number, leaf_type, misfits, row_shape, values
 
 _IN_32_BITS = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
@@ -20,7 +20,8 @@ def dense(column: Column, scope: Rows) -> np.ndarray:
             process that reads some of them decides alike.
 
     Returns:
-        An array of shape `(n, *shape of a row)`, in the dtype that `array_dtype` gives.
+        An array of shape `(n, *shape of a row)`, in the dtype that `array_dtype` gives. It is
+        read-only where it is Arrow's own memory, as of a column in one piece that fits as it is.
 
     Raises:
         Misfit: A row is None, holds None, holds no numbers or has another shape than row 0.
@@ -34,6 +35,13 @@ def dense(column: Column, scope: Rows) -> np.ndarray:
     if column.rows is not scope:
         for _, block in blocks(whole.values, scope):
             _expect(whole, block, shape)
+
+    if column.rows.positions is None and column.values.num_chunks == 1:
+        block = plain(column.values.chunk(0))
+        _expect(whole, block, shape)
+        read = values(block, shape)
+        if read.dtype == array_dtype(column.feature, read.dtype):
+            return read  # Arrow's own memory, or, of booleans, a fresh array
 
     out = None
     for where, block in blocks(column.values, column.rows):
