@@ -106,7 +106,7 @@ def store(key: str, pixels: np.ndarray, damage: dict[int, str]) -> None:
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        _warn_once(str(directory), str(error))
+        _warn_once(str(directory), error.strerror)
 
 
 def _directory() -> Path:
@@ -139,7 +139,7 @@ def _checksum(pixels: np.ndarray) -> str:
 
 
 @functools.cache
-def _warn_once(directory: str, error: str) -> None:
+def _warn_once(directory: str, error: str | None) -> None:
     logger.warning(
         "Decoded images are not kept in %s (%s), so every start decodes them. Set "
         "DATARAX_CACHE_DIR to a directory that can be written, or DATARAX_CACHE=0 to do without.",
