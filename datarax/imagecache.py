@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import tempfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 _DECODER = (1, PIL.__version__)  # count up when `open_image` makes something else of a file
 _LEAST = 1 << 20  # bytes of pixels that are worth a file
-_CHECKED = 16 << 20  # bytes under one checksum, so that all cores can check
+_SUMMED = 64 << 10  # bytes in a sum
+_PART = 256  # sums made by a core at a time
 _LENGTH = 8  # bytes of the number that ends a file
 
 
@@ -132,10 +132,14 @@ def _make_room(directory: Path, size: int) -> bool:
 
 
 def _checksum(pixels: np.ndarray) -> str:
+    """Returns a hash of the sums of 64-bit words in each 64 KiB: a CRC takes ten times as long."""
     flat = pixels.reshape(-1).view(np.uint8)
-    parts = [flat[start : start + _CHECKED] for start in range(0, flat.size, _CHECKED)]
+    whole = flat.size // _SUMMED * _SUMMED
+    words = flat[:whole].view(np.uint64).reshape(-1, _SUMMED // 8)
     with ThreadPoolExecutor(cores()) as pool:
-        return hashlib.sha256(repr(list(pool.map(zlib.crc32, parts))).encode()).hexdigest()
+        parts = [words[start : start + _PART] for start in range(0, len(words), _PART)]
+        sums = pool.map(lambda part: part.sum(axis=1), parts)
+        return hashlib.sha256(b"".join(map(bytes, [*sums, flat[whole:]]))).hexdigest()
 
 
 @functools.cache
