@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax import HFEagerSource, Pipeline, order
-from datarax.batch import has_host
+from datarax import HFEagerSource, HostColumn, Pipeline, order
 from datarax.sources import EagerSourceBase
 
 DEFAULT_BATCH_SIZE = 128
@@ -26,6 +25,8 @@ class Batches:
         data: The source's arrays, to pass to the compiled program.
         stages: Variables of the stages, carried through the loop.
         steps_per_epoch: `ceil(length / batch_size)`.
+        spec: Shape and dtype of one record after the stages, by column, without host columns.
+        host: The source's host columns, by name, that no stage replaced.
     """
 
     def __init__(self, pipeline: Pipeline, *, stored_order: bool = False):
@@ -36,31 +37,53 @@ class Batches:
         self.length = source.length
         self.batch_size = pipeline.batch_size
         self.steps_per_epoch = order.steps_per_epoch(self.length, self.batch_size)
-        self.has_host_columns = has_host(source.data)
+        self._columns = source.data
         self._source, arrays = nnx.split(source)
         self._stages, self.stages = nnx.split(pipeline.stages)
         self.data = (arrays, pipeline.key.get_value())
+        self._unchanged: set[str] = set()  # columns that the stages hand on as they are
+        spec = jax.eval_shape(self._look, self.data, self.stages)
+        self.spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), spec)
+        self.host = {
+            name: column
+            for name, column in self._columns.items()
+            if isinstance(column, HostColumn) and name not in spec
+        }
 
     def rows(self, data: Any, stages: nnx.State, t: jax.Array):
         """Returns batch `t`, which of its records count, and the stages' variables; traceable.
 
         The last batch of an epoch is filled up with records of the same epoch that do not count.
         """
+        _, batch, valid, stages = self._form(data, stages, t)
+        return batch, valid, stages
+
+    def extent(self, name: str) -> tuple[int, int] | None:
+        """Returns the least and the greatest value of an integer column of the source.
+
+        None where a stage changes the column, since nothing is known of its values then.
+        """
+        if name not in self._unchanged or self.spec[name].dtype.kind not in "iu":
+            return None
+        values = np.asarray(self._columns[name])
+        return int(values.min()), int(values.max())
+
+    def _form(self, data, stages, t):
         arrays, key = data
         source = nnx.merge(self._source, arrays)
         epoch = t // self.steps_per_epoch
         start = (t % self.steps_per_epoch).astype(jnp.uint32) * np.uint32(self.batch_size)
-        batch = source.get_batch_at(start, self.batch_size, order.epoch_key(source.seed, epoch))
+        stored = source.get_batch_at(start, self.batch_size, order.epoch_key(source.seed, epoch))
         position = start + jnp.arange(self.batch_size, dtype=jnp.uint32)
         graph = nnx.merge(self._stages, stages, copy=True)
         epochs = jnp.full(self.batch_size, epoch, jnp.uint32)
-        batch = graph(batch, key, epochs, position)
-        return batch, position < np.uint32(self.length), nnx.state(graph)
+        batch = graph(stored, key, epochs, position)
+        return stored, batch, position < np.uint32(self.length), nnx.state(graph)
 
-    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shape and dtype of one record after the stages, without host columns."""
-        batch, _, _ = jax.eval_shape(self.rows, self.data, self.stages, jnp.int32(0))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), dict(batch))
+    def _look(self, data, stages):
+        stored, batch, _, _ = self._form(data, stages, jnp.int32(0))
+        self._unchanged = {name for name in batch if batch[name] is stored.get(name)}
+        return dict(batch)
 
 
 def as_pipeline(source: Any, batch_size: int | None, *, shuffle: bool = False) -> Pipeline:

@@ -1,30 +1,43 @@
 """Evaluation: the loss and the metrics over every record of a source, each counted once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax import Pipeline
 from trainers.batches import Batches
 from trainers.loop import Loop
 from trainers.state import Window, strong
-from trainers.step import Objective, evaluation_step
+from trainers.step import Objective, evaluation_step, lower, lower_params
 
 
 class Evaluator:
     """Evaluates a model on one source, in stored order, in one compiled program.
 
     Args:
-        pipeline: The source and its stages.
+        batches: Batches of the source, in stored order.
         objective: The loss and the metrics.
     """
 
-    def __init__(self, pipeline: Pipeline, objective: Objective):
-        self._batches = Batches(pipeline, stored_order=True)
+    def __init__(self, batches: Batches, objective: Objective):
+        self._batches = batches
         self._objective = objective
         self._loop: Loop | None = None
+
+    def trace(self, definition: nnx.GraphDef, params: Any, rest: Any) -> None:
+        """Traces the program, unless it is, which raises what is wrong with the loss or the data.
+
+        Args:
+            definition: The model's graph, in evaluation mode.
+            params: Its trained parameters.
+            rest: Its other variables.
+        """
+        if self._loop is None:
+            step = evaluation_step(definition, self._objective, self._batches.rows)
+            self._loop = Loop(step, self._start(), (params, rest, self._batches.data))
 
     def __call__(self, definition: nnx.GraphDef, params: Any, rest: Any) -> dict[str, float]:
         """Returns the loss and the metrics by name.
@@ -34,16 +47,23 @@ class Evaluator:
             params: Its trained parameters.
             rest: Its other variables.
         """
+        self.trace(definition, params, rest)
         data = (params, rest, self._batches.data)
-        state = (Window.empty(self._objective.metrics), strong(self._batches.stages))
-        if self._loop is None:
-            step = evaluation_step(definition, self._objective, self._batches.rows)
-            self._loop = Loop(step, state, data)
-        window, _ = self._loop(state, data, 0, self._batches.steps_per_epoch)
+        window, _ = self._loop(self._start(), data, 0, self._batches.steps_per_epoch)
         return {name: float(value) for name, value in window.compute().items()}
 
+    def _start(self):
+        return Window.empty(self._objective.metrics), strong(self._batches.stages)
 
-def predict(batches: Batches, call, definition: nnx.GraphDef, params: Any, rest: Any) -> Any:
+
+def predict(
+    batches: Batches,
+    call: Callable[[nnx.Module, dict], Any],
+    definition: nnx.GraphDef,
+    params: Any,
+    rest: Any,
+    precision: Any = None,
+) -> Any:
     """Returns `call(model, batch)` for every record, as NumPy arrays.
 
     Args:
@@ -52,15 +72,28 @@ def predict(batches: Batches, call, definition: nnx.GraphDef, params: Any, rest:
         definition: The model's graph, in evaluation mode.
         params: Its trained parameters.
         rest: Its other variables.
+        precision: Dtype of the computation, or None for the parameters' own.
 
     Returns:
-        The outputs' structure, with arrays of shape `(length, ...)`.
+        The outputs' structure, with arrays of shape `(length, ...)`; floats of a `precision` are
+        `float32`.
+
+    Raises:
+        ValueError: If an output is not one row a record.
     """
 
     @jax.jit
     def step(params, rest, data, stages, t):
         batch, _, stages = batches.rows(data, stages, t)
-        return call(nnx.merge(definition, params, rest, copy=True), batch), stages
+        lowered = lower(params, precision), lower_params(rest, precision)
+        outputs = call(nnx.merge(definition, *lowered, copy=True), lower(batch, precision))
+        for output in jax.tree.leaves(outputs):
+            if output.shape[:1] != (batches.batch_size,):
+                raise ValueError(
+                    f"The model returns an array of shape {output.shape} for "
+                    f"{batches.batch_size} records: expected (batch, ...), one row a record."
+                )
+        return lower(outputs, None if precision is None else jnp.float32), stages
 
     outputs, stages = [], batches.stages
     for t in range(batches.steps_per_epoch):

@@ -22,29 +22,43 @@ class Loop:
     in a program of its own (https://github.com/jax-ml/jax/issues/12868). A step that holds one is
     called from Python there: the same program, the same state, one trace.
 
+    Constructing a loop traces the step, so it raises what is wrong with it; compiling comes later.
+
     Args:
         step: `(state, data, t) -> state`, pure, with `t` an `int32` scalar.
         state: The first state, or one of its shapes and dtypes.
         data: What `step` reads.
+
+    Attributes:
+        from_python: Whether the steps are called from Python.
     """
 
     def __init__(self, step: Step, state: Any, data: Any):
         step = jax.jit(step, donate_argnums=0)
         traced = step.trace(state, data, jnp.int32(0))
         self.from_python = jax.default_backend() == "cpu" and _has_convolution(traced.jaxpr.jaxpr)
-        if self.from_python:
-            self._step = traced.lower().compile()
-        else:
+        if not self.from_python:
             # Inside the loop the step is found already traced.
             chunk = jax.jit(functools.partial(_chunk, step), donate_argnums=0)
-            self._chunk = chunk.lower(state, data, jnp.int32(0), jnp.int32(0)).compile()
+            traced = chunk.trace(state, data, jnp.int32(0), jnp.int32(0))
+        self._traced = traced
+
+    @functools.cached_property
+    def program(self) -> jax.stages.Compiled:
+        """The compiled program, of a chunk or of one step; compiled when it is first needed."""
+        return self._traced.lower().compile()
+
+    def compile(self) -> None:
+        """Compiles the program, so that the first call takes no longer than others."""
+        _ = self.program
 
     def __call__(self, state: Any, data: Any, start: int, stop: int) -> Any:
         """Returns the state after steps `start ... stop - 1`; `state` is donated."""
+        program = self.program
         if not self.from_python:
-            return self._chunk(state, data, np.int32(start), np.int32(stop))
+            return program(state, data, np.int32(start), np.int32(stop))
         for t in range(start, stop):
-            state = self._step(state, data, np.int32(t))
+            state = program(state, data, np.int32(t))
         return state
 
 

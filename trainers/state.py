@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import metrics as clu
 from flax import nnx
 
@@ -38,7 +39,8 @@ class Window:
     def compute(self) -> dict[str, Any]:
         """Returns the loss and the metrics by name, as NumPy values."""
         window = jax.device_get(self)
-        return {"loss": window.loss / window.weight, **window.metrics.compute()}
+        with np.errstate(invalid="ignore"):  # where every weight was 0, the mean is NaN
+            return {"loss": window.loss / window.weight, **window.metrics.compute()}
 
 
 @jax.tree_util.register_dataclass

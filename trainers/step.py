@@ -4,7 +4,7 @@ They know no files, clocks, signals or logs.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import optax
 from clu import metrics as clu
 from flax import nnx
 
+from datarax.errors import listed
 from trainers.state import State, Window, keep_dtypes
 
 Batch = dict[str, jax.Array]
@@ -28,11 +29,14 @@ class Objective:
         loss: `(model, batch) -> losses | (losses, outputs)`.
         metrics: Class of the metrics.
         label: Column of the labels, given to the metrics where the outputs have none.
+        precision: Dtype of the computation, or None for the parameters' own. The labels keep
+            theirs.
     """
 
     loss: Callable[[nnx.Module, Batch], Any]
     metrics: type[clu.Collection]
-    label: str | None
+    label: str | None = None
+    precision: Any = None
 
     def __call__(self, model, batch: Batch, valid: jax.Array):
         """Returns the sum of weighted losses, the sum of weights and the metrics.
@@ -42,15 +46,8 @@ class Objective:
             batch: Columns of shape `(size, ...)`.
             valid: `(size,)` bool; False for the records that only fill the batch up.
         """
-        result = self.loss(model, batch)
-        losses, outputs = result if isinstance(result, tuple) else (result, {})
         size = len(valid)
-        if losses.ndim not in (1, 2) or losses.shape[0] != size:
-            raise ValueError(
-                f"The loss has shape {losses.shape}: expected one loss a record, of shape "
-                f"(batch,) = ({size},), or a token, of shape (batch, tokens). The trainer does the "
-                "averaging: leave out .mean()."
-            )
+        losses, outputs = _checked(self.loss(model, self._lowered(batch)), size)
         mask = jnp.broadcast_to(valid.reshape(size, *[1] * (losses.ndim - 1)), losses.shape)
         weight = mask.astype(jnp.float32)
         if "weight" in outputs:
@@ -66,8 +63,46 @@ class Objective:
         given = {**outputs, "loss": losses, "mask": mask}
         if self.label is not None and "labels" not in given:
             given["labels"] = batch[self.label]
-        metrics = self.metrics.single_from_model_output(**jax.lax.stop_gradient(given))
-        return weighted.sum(), (weight.sum(), metrics)
+        return weighted.sum(), (weight.sum(), self._measured(jax.lax.stop_gradient(given)))
+
+    def _lowered(self, batch: Batch) -> Batch:
+        lowered = lower(batch, self.precision)
+        if self.precision is not None and self.label in batch:
+            lowered[self.label] = batch[self.label]
+        return lowered
+
+    def _measured(self, given: dict[str, jax.Array]) -> clu.Collection:
+        try:
+            return self.metrics.single_from_model_output(**given)
+        except (KeyError, TypeError) as error:  # clu's way to say that a metric misses its input
+            raise ValueError(
+                f"{self.metrics.__name__} cannot be computed of {listed(given)}: {error}. The "
+                "metrics are given what the loss returns beside the losses: write return losses, "
+                '{"logits": logits, "labels": batch["label"]}.'
+            ) from error
+
+
+def _checked(result: Any, size: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns what a loss returned as losses and outputs, or raises what is wrong with it."""
+    losses, outputs = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+    if not isinstance(losses, jax.Array) or not isinstance(outputs, Mapping):
+        raise TypeError(
+            f"The loss returns {_kind(result)}: expected the losses, an array of shape (batch,) or "
+            '(batch, tokens), or them and a dict, as in return losses, {"logits": logits}.'
+        )
+    if losses.ndim not in (1, 2) or losses.shape[0] != size:
+        raise ValueError(
+            f"The loss has shape {losses.shape}: expected one loss a record, of shape "
+            f"(batch,) = ({size},), or a token, of shape (batch, tokens). The trainer does the "
+            "averaging: leave out .mean()."
+        )
+    return losses, dict(outputs)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_kind, value))})"
+    return type(value).__name__ if not isinstance(value, jax.Array) else f"array{value.shape}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,26 +113,22 @@ class Update:
         optimizer: An optax transformation.
         wrt: Filter of the variables to train.
         accumulate: Number of slices in which the step's batch is computed.
-        unroll: Whether the slices are written out instead of looped over.
         ema: Decay of the parameters' moving average, or None.
-        precision: Dtype of the computation, or None for the parameters' own.
     """
 
     optimizer: optax.GradientTransformation
     wrt: Any
     accumulate: int
-    unroll: bool
     ema: float | None
-    precision: Any
 
 
 def train_step(
     definition: nnx.GraphDef, objective: Objective, update: Update, rows: Rows
-) -> Callable[[State, Any, jax.Array], State]:
-    """Returns the function of one optimizer update.
+) -> Callable[..., State]:
+    """Returns the function `(state, data, t, unroll=False) -> state` of one optimizer update.
 
     Gradient and loss are `sum(losses * weight * valid) / sum(weight * valid)` over the whole step,
-    however it is sliced.
+    however it is sliced. With `unroll` the slices are written out instead of looped over.
 
     Args:
         definition: The model's graph, in training mode.
@@ -108,22 +139,23 @@ def train_step(
     optimizer = optax.with_extra_args_support(update.optimizer)
 
     def total_loss(params, rest, batch, valid):
-        params, batch = lower((params, batch), update.precision)
-        model = nnx.merge(definition, params, rest, copy=True)
+        lowered = lower_params(rest, objective.precision)
+        model = nnx.merge(definition, lower(params, objective.precision), lowered, copy=True)
         loss, (weight, metrics) = objective(model, batch, valid)
-        changed = keep_dtypes(_known(nnx.state(model, update.wrt, ...)[1], rest), rest)
-        return loss, (weight, metrics, changed)
+        new = _known(nnx.state(model, update.wrt, ...)[1], rest)
+        return loss, (weight, metrics, _carried(new, lowered, rest))
 
-    gradient = jax.value_and_grad(total_loss, has_aux=True)
+    # Jitted, it is traced once, however often the step around it is.
+    gradient = jax.jit(jax.value_and_grad(total_loss, has_aux=True))
 
-    def sums(params, rest, window, batch, valid):
+    def sums(params, rest, window, batch, valid, unroll):
         """Returns the sum of gradients over all slices, and what goes along."""
 
         def one(carry, slice):
             total, rest, window = carry
             (loss, (weight, metrics, rest)), new = gradient(params, rest, *slice)
             total = new if total is None else jax.tree.map(jnp.add, total, new)
-            return (total, rest, window.add(loss, weight, metrics)), None
+            return (total, rest, keep_dtypes(window.add(loss, weight, metrics), window)), None
 
         if update.accumulate == 1:
             return one((None, rest, window), (batch, valid))[0]
@@ -131,13 +163,12 @@ def train_step(
             lambda x: x.reshape(update.accumulate, -1, *x.shape[1:]), (batch, valid)
         )
         start = (jax.tree.map(jnp.zeros_like, params), rest, window)
-        unroll = update.accumulate if update.unroll else 1
         return jax.lax.scan(one, start, slices, unroll=unroll)[0]
 
-    def step(state: State, data: Any, t: jax.Array) -> State:
+    def step(state: State, data: Any, t: jax.Array, *, unroll: bool = False) -> State:
         batch, valid, stages = rows(data, state.stages, t)
-        empty = jax.tree.map(jnp.zeros_like, state.window)
-        total, rest, sum_ = sums(state.params, state.rest, empty, batch, valid)
+        empty = Window.empty(objective.metrics)
+        total, rest, sum_ = sums(state.params, state.rest, empty, batch, valid, unroll)
         weight = jnp.where(sum_.weight == 0, 1.0, sum_.weight)
         loss = sum_.loss / weight
         # A product is fused into the optimizer's arithmetic, a quotient is a pass of its own.
@@ -166,6 +197,17 @@ def lower(tree: Any, precision: Any) -> Any:
     )
 
 
+def lower_params(rest: nnx.State, precision: Any) -> nnx.State:
+    """Returns `rest` with its parameters, which are not trained, in `precision`.
+
+    Statistics and counters keep their dtype: they are carried on.
+    """
+    if precision is None:
+        return rest
+    frozen, other = nnx.split_state(rest, nnx.Param, ...)
+    return nnx.merge_state(lower(frozen, precision), other)
+
+
 def evaluation_step(definition: nnx.GraphDef, objective: Objective, rows: Rows):
     """Returns the function that adds one batch to a window.
 
@@ -179,7 +221,9 @@ def evaluation_step(definition: nnx.GraphDef, objective: Objective, rows: Rows):
         window, stages = state
         params, rest, columns = data
         batch, valid, stages = rows(columns, stages, t)
-        loss, (weight, metrics) = objective(nnx.merge(definition, params, rest, copy=True), batch, valid)
+        lowered = lower(params, objective.precision), lower_params(rest, objective.precision)
+        model = nnx.merge(definition, *lowered, copy=True)
+        loss, (weight, metrics) = objective(model, batch, valid)
         return keep_dtypes((window.add(loss, weight, metrics), stages), state)
 
     return step
@@ -189,3 +233,12 @@ def _known(new: nnx.State, old: nnx.State) -> nnx.State:
     """Returns the variables of `new` that `old` has: what `sow` added is not carried on."""
     flat = dict(nnx.to_flat_state(new))
     return nnx.from_flat_state([(path, flat[path]) for path, _ in nnx.to_flat_state(old)])
+
+
+def _carried(new: nnx.State, lowered: nnx.State, old: nnx.State) -> nnx.State:
+    """Returns `new` in the dtypes of `old`; what the model left as it was, bit for bit as `old`."""
+
+    def one(new, lowered, old):
+        return old if new is lowered else keep_dtypes(new, old)
+
+    return jax.tree.map(one, new, lowered, old)

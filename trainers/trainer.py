@@ -1,6 +1,7 @@
 """The trainer: `Trainer(model, source).fit()`."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from clu import metrics as clu
 from flax import nnx
 
 from datarax import Pipeline
-from datarax.errors import expect_between
+from datarax.errors import expect_between, listed
 from trainers import task as tasks
 from trainers.batches import Batches, as_pipeline
 from trainers.evaluation import Evaluator, predict
@@ -125,21 +126,36 @@ class Trainer:
         self._log_every = log_every
         self._eval_every = eval_every or self.steps_per_epoch
         self._callbacks = tuple(callbacks)
-        self._update = Update(
-            optimizer or optax.adamw(1e-3), wrt, accumulate, False, ema, precision
-        )
-        self._objective = self._objective_of(loss, metrics)
-        self._evaluators = {
-            name: Evaluator(as_pipeline(s, self.batch_size), self._objective)
-            for name, s in _named(eval_source).items()
-        }
+        self._update = Update(optimizer or optax.adamw(1e-3), wrt, accumulate, ema)
+        self._ema: nnx.State | None = None
+        _expect_trainable(model, wrt)
+        self._task, self._objective = self._infer(loss, metrics, precision)
+        self._evaluators = self._evaluators_of(eval_source)
 
-    def _objective_of(self, loss, metrics) -> Objective:
-        if loss is not None:
-            return Objective(loss, metrics or Empty, None)
-        source = self.pipeline.source
-        task = tasks.infer(self.model, getattr(source, "features", None), self._batches.spec())
-        return Objective(task.loss, metrics or task.metrics, task.label)
+    def _infer(self, loss, metrics, precision) -> tuple[tasks.Task | None, Objective]:
+        features = _features(self.pipeline)
+        if loss is None:
+            task = tasks.infer(self.model, features, self._batches, precision)
+            return task, Objective(task.loss, metrics or task.metrics, task.label, precision)
+        found = tasks.labels(features, self._batches.spec)
+        label = found[0] if len(found) == 1 else None
+        return None, Objective(loss, metrics or Empty, label, precision)
+
+    def _objective_on(self, batches: Batches) -> Objective:
+        """Returns the objective, which raises where the source's labels do not fit the logits."""
+        column = self._task.classes if self._task else None
+        extent = batches.extent(column) if column in batches.spec else None
+        if extent is None:
+            return self._objective
+        loss = tasks.bounded(self._objective.loss, column, extent)
+        return dataclasses.replace(self._objective, loss=loss)
+
+    def _evaluators_of(self, source: Any) -> dict[str, Evaluator]:
+        evaluators = {}
+        for name, one in _named(source).items():
+            batches = Batches(as_pipeline(one, self._size_for(one)), stored_order=True)
+            evaluators[name] = Evaluator(batches, self._objective_on(batches))
+        return evaluators
 
     # --- fit -------------------------------------------------------------------------------------
 
@@ -151,7 +167,11 @@ class Trainer:
             ends the run.
         """
         state = self._start()
-        loop = self._compile(state)
+        # Tracing comes before compiling, and finds what is wrong with the losses and the data.
+        loop = self._trace(state)
+        for evaluator in self._evaluators.values():
+            evaluator.trace(*self._evaluated(state))
+        loop.compile()
         pace = Pace()
         progress = Progress(self.steps, self.batch_size)
         history: list[dict[str, Any]] = []
@@ -181,7 +201,7 @@ class Trainer:
                     progress.report(row)
         finally:
             progress.close()
-            nnx.update(self.model, state.params, state.rest)
+            self._keep(state)
         metrics = {k: v for row in history for k, v in row.items() if k not in ("step", "epoch")}
         return Result(t, self.model, self._averaged(state), metrics, history, None, status)
 
@@ -198,18 +218,21 @@ class Trainer:
             loss=jnp.zeros(()),
         )
 
-    def _compile(self, state: State) -> Loop:
+    def _trace(self, state: State) -> Loop:
         definition = _definition(self.model, self._update.wrt, training=True)
-
-        def build(update):
-            step = train_step(definition, self._objective, update, self._batches.rows)
-            return Loop(step, state, self._batches.data)
-
-        loop = build(self._update)
+        objective = self._objective_on(self._batches)
+        step = train_step(definition, objective, self._update, self._batches.rows)
+        loop = Loop(step, state, self._batches.data)
         if loop.from_python and self._update.accumulate > 1:
             # The slices' own loop would be as slow as the steps'.
-            loop = build(dataclasses.replace(self._update, unroll=True))
+            loop = Loop(functools.partial(step, unroll=True), state, self._batches.data)
         return loop
+
+    def _keep(self, state: State) -> None:
+        """Puts a state's variables into the model, unless an exception took them with it."""
+        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+            nnx.update(self.model, state.params, state.rest)
+            self._ema = state.ema
 
     def _next_boundary(self, t: int) -> int:
         every = [self._log_every, *([self._eval_every] if self._evaluators else [])]
@@ -221,13 +244,21 @@ class Trainer:
     # --- evaluation ------------------------------------------------------------------------------
 
     def _evaluate(self, state: State) -> dict[str, float]:
-        definition = _definition(self.model, self._update.wrt, training=False)
-        params = state.params if state.ema is None else state.ema
         row = {}
         for name, evaluator in self._evaluators.items():
             prefix = f"eval/{name}/" if name else "eval/"
-            row |= _prefixed(prefix, evaluator(definition, params, state.rest))
+            row |= _prefixed(prefix, evaluator(*self._evaluated(state)))
         return row
+
+    def _evaluated(self, state: State | None = None):
+        """Returns the model in evaluation mode: its graph, its parameters or their average, and
+        its other variables."""
+        if state is None:
+            definition, params, rest = _split(self.model, self._update.wrt, training=False)
+            params, rest = strong((params, rest))
+            return definition, params if self._ema is None else self._ema, rest
+        definition = _definition(self.model, self._update.wrt, training=False)
+        return definition, state.params if state.ema is None else state.ema, state.rest
 
     def evaluate(self, source: Any = None) -> dict[str, float]:
         """Returns the loss and the metrics of the model over every record of a source.
@@ -242,18 +273,13 @@ class Trainer:
         Raises:
             ValueError: If there is no source.
         """
-        evaluators = self._evaluators
-        if source is not None:
-            evaluators = {
-                name: Evaluator(as_pipeline(s, self._size_for(s)), self._objective)
-                for name, s in _named(source).items()
-            }
+        evaluators = self._evaluators if source is None else self._evaluators_of(source)
         if not evaluators:
             raise ValueError("There is nothing to evaluate on: write evaluate(source).")
-        definition, params, rest = _split(self.model, self._update.wrt, training=False)
+        model = self._evaluated()
         values = {}
         for name, evaluator in evaluators.items():
-            values |= _prefixed(f"{name}/" if name else "", evaluator(definition, params, rest))
+            values |= _prefixed(f"{name}/" if name else "", evaluator(*model))
         return values
 
     def predict(self, source: Any) -> Any:
@@ -267,13 +293,10 @@ class Trainer:
         """
         pipeline = as_pipeline(source, self._size_for(source))
         batches = Batches(pipeline, stored_order=True)
-        features = getattr(pipeline.source, "features", None) or {}
-        spec = batches.spec()
-        label = self._objective.label or next((n for n in tasks.LABELS if n in spec), None)
-        inputs = {name: s for name, s in spec.items() if name != label}
-        call = tasks.Inputs(self.model, inputs, features, label)
-        definition, params, rest = _split(self.model, self._update.wrt, training=False)
-        return predict(batches, call, definition, params, rest)
+        label = self._objective.label or next((n for n in tasks.LABELS if n in batches.spec), None)
+        precision = self._objective.precision
+        call = tasks.Inputs(self.model, batches, _features(pipeline), label, precision)
+        return predict(batches, call, *self._evaluated(), precision)
 
     def _size_for(self, source) -> int | None:
         return None if isinstance(source, Pipeline) else self.batch_size
@@ -299,6 +322,28 @@ class Trainer:
         model = nnx.clone(self.model)
         nnx.update(model, state.ema)
         return model
+
+
+def _features(pipeline: Pipeline) -> Mapping[str, Any]:
+    return getattr(pipeline.source, "features", None) or {}
+
+
+def _expect_trainable(model: nnx.Module, wrt: Any) -> None:
+    """Raises unless the filter `wrt` selects floating-point variables of the model."""
+    _, params, rest = _split(model, wrt)
+    found = jax.tree.leaves_with_path(params)
+    kinds = sorted({type(v).__name__ for _, v in nnx.to_flat_state(rest)})
+    if not found:
+        raise ValueError(
+            f"wrt={wrt} selects none of the model's variables, which are of {listed(kinds)}: "
+            "write wrt=nnx.Param."
+        )
+    for path, leaf in found:
+        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+            raise ValueError(
+                f"wrt={wrt} selects {jax.tree_util.keystr(path)} of {jnp.asarray(leaf).dtype}, "
+                "which has no gradient: write a narrower filter, such as wrt=nnx.Param."
+            )
 
 
 def _split(model: nnx.Module, wrt: Any, *, training: bool | None = None):
