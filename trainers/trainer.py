@@ -38,7 +38,9 @@ class Trainer:
         source: A source, a `Pipeline`, or a `datasets.Dataset`, which is read in random order.
         loss: `(model, batch) -> losses | (losses, outputs)`, one loss a record, of shape
             `(batch,)`, or a token, of shape `(batch, tokens)`; `outputs["weight"]` of the same
-            shape weighs them. None: inferred from the features.
+            shape weighs them. A weight of 0 takes a loss out of all sums, even one that is not
+            finite; its gradient is finite only if the loss's arithmetic is, so give NaN targets a
+            value first: `jnp.where(weight > 0, target, 0)`. None: inferred from the features.
         optimizer: An optax transformation; None: `optax.adamw(1e-3)`.
         metrics: A `clu.metrics.Collection` class, given `**outputs, loss, labels, mask`. None:
             inferred with the loss, and only the loss where that is given.
@@ -48,7 +50,8 @@ class Trainer:
         epochs: Number of epochs; at most one of the two, neither means one epoch.
         accumulate: Number of slices in which a step's batch is computed, to save memory.
         ema: Decay of a moving average of the parameters, such as 0.999; evaluation uses it.
-        precision: Dtype of the computation, `jnp.bfloat16`; parameters stay `float32`.
+        precision: Dtype of the computation, `jnp.bfloat16`, in evaluation too; parameters, their
+            updates, statistics, labels and sums stay `float32`.
         wrt: Filter of the variables to train.
         log_every: Steps between two logs; the last step is always logged.
         eval_every: Steps between two evaluations; None: once an epoch. The last step is always
@@ -114,6 +117,7 @@ class Trainer:
         self.model = model
         self.pipeline = as_pipeline(source, batch_size, shuffle=True)
         self._batches = Batches(self.pipeline)
+        self._rows = jax.jit(self._batches.rows)
         self.batch_size = self._batches.batch_size
         if self.batch_size % accumulate:
             raise ValueError(
@@ -312,7 +316,7 @@ class Trainer:
         """
         expect_between("t", t, 0, 2**31 - 1)
         batch, valid, _ = jax.device_get(
-            jax.jit(self._batches.rows)(self._batches.data, self._batches.stages, np.int32(t))
+            self._rows(self._batches.data, self._batches.stages, np.int32(t))
         )
         return jax.tree.map(lambda x: x[valid], dict(batch))
 
