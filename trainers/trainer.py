@@ -132,8 +132,8 @@ class Trainer:
         self._callbacks = tuple(callbacks)
         self._update = Update(optimizer or optax.adamw(1e-3), wrt, accumulate, ema)
         self._ema: nnx.State | None = None
-        _expect_trainable(model, wrt)
         self._task, self._objective = self._infer(loss, metrics, precision)
+        _expect_trainable(model, wrt)
         self._evaluators = self._evaluators_of(eval_source)
 
     def _infer(self, loss, metrics, precision) -> tuple[tasks.Task | None, Objective]:
@@ -339,8 +339,8 @@ def _expect_trainable(model: nnx.Module, wrt: Any) -> None:
     kinds = sorted({type(v).__name__ for _, v in nnx.to_flat_state(rest)})
     if not found:
         raise ValueError(
-            f"wrt={wrt} selects none of the model's variables, which are of {listed(kinds)}: "
-            "write wrt=nnx.Param."
+            f"wrt={wrt} selects none of the model's variables, which are {listed(kinds) or 'none'}"
+            ": there is nothing to train. Write wrt=nnx.Param, and a model that has some."
         )
     for path, leaf in found:
         if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
