@@ -1,4 +1,8 @@
 """Trainers: ready-made training loops over `datarax` sources."""
 
+from trainers.callbacks import every as every
+from trainers.checkpoints import Checkpoints as Checkpoints
 from trainers.result import Result as Result
 from trainers.trainer import Trainer as Trainer
+from trainers.weights import export as export
+from trainers.weights import load as load

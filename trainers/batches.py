@@ -22,7 +22,6 @@ class Batches:
         stored_order: Whether to read in stored order, whatever the source's `shuffle`.
 
     Attributes:
-        data: The source's arrays, to pass to the compiled program.
         stages: Variables of the stages, carried through the loop.
         steps_per_epoch: `ceil(length / batch_size)`.
         spec: Shape and dtype of one record after the stages, by column, without host columns.
@@ -40,7 +39,9 @@ class Batches:
         self._columns = source.data
         self._source, arrays = nnx.split(source)
         self._stages, self.stages = nnx.split(pipeline.stages)
-        self.data = (arrays, pipeline.key.get_value())
+        self._key = pipeline.key.get_value()
+        self._arrays = arrays
+        self._position = source
         self._unchanged: set[str] = set()  # columns that the stages hand on as they are
         spec = jax.eval_shape(self._look, self.data, self.stages)
         self.spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), spec)
@@ -49,6 +50,32 @@ class Batches:
             for name, column in self._columns.items()
             if isinstance(column, HostColumn) and name not in spec
         }
+
+    @property
+    def data(self) -> Any:
+        """The source's arrays, to pass to the compiled program."""
+        return self.data_from(0)
+
+    def data_from(self, first: int) -> Any:
+        """Returns the data of a run whose step `first` begins with batch 0."""
+        return self._arrays, self._key, jnp.int32(first)
+
+    def state_at(self, t: int) -> dict[str, Any]:
+        """Returns the state of the source before batch `t`."""
+        epoch, step = divmod(t, self.steps_per_epoch)
+        self._position.move(epoch, step * self.batch_size)
+        return self._position.get_state()
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Raises `ValueError` unless `state` is of this data in this order."""
+        own = self.state_at(0)
+        other = self._position.clone()
+        other.set_state(state)
+        if state["order"] != own["order"]:
+            raise ValueError(
+                f"The state is of the order {state['order']}, this source has {own['order']}: give "
+                "the source the seed and shuffle it had."
+            )
 
     def rows(self, data: Any, stages: nnx.State, t: jax.Array):
         """Returns batch `t`, which of its records count, and the stages' variables; traceable.
@@ -69,7 +96,8 @@ class Batches:
         return int(values.min()), int(values.max())
 
     def _form(self, data, stages, t):
-        arrays, key = data
+        arrays, key, first = data
+        t = t - first
         source = nnx.merge(self._source, arrays)
         epoch = t // self.steps_per_epoch
         start = (t % self.steps_per_epoch).astype(jnp.uint32) * np.uint32(self.batch_size)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from trainers.batches import Batches
 from trainers.loop import Loop
+from trainers.pace import Pace
 from trainers.state import Window, strong
 from trainers.step import Objective, evaluation_step, lower, lower_params
 
@@ -39,18 +40,32 @@ class Evaluator:
             step = evaluation_step(definition, self._objective, self._batches.rows)
             self._loop = Loop(step, self._start(), (params, rest, self._batches.data))
 
-    def __call__(self, definition: nnx.GraphDef, params: Any, rest: Any) -> dict[str, float]:
-        """Returns the loss and the metrics by name.
+    def __call__(
+        self,
+        definition: nnx.GraphDef,
+        params: Any,
+        rest: Any,
+        ends: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float] | None:
+        """Returns the loss and the metrics by name, None where the evaluation was ended.
 
         Args:
             definition: The model's graph, in evaluation mode.
             params: Its trained parameters.
             rest: Its other variables.
+            ends: Asked every second or two whether to end.
         """
         self.trace(definition, params, rest)
-        data = (params, rest, self._batches.data)
-        window, _ = self._loop(self._start(), data, 0, self._batches.steps_per_epoch)
-        return {name: float(value) for name, value in window.compute().items()}
+        data, state, pace, t = (params, rest, self._batches.data), self._start(), Pace(), 0
+        while t < self._batches.steps_per_epoch:
+            if ends():
+                return None
+            stop = min(t + pace.steps(), self._batches.steps_per_epoch)
+            with pace.measured(stop - t):
+                state = self._loop(state, data, t, stop)
+                jax.block_until_ready(state)
+            t = stop
+        return {name: float(value) for name, value in state[0].compute().items()}
 
     def _start(self):
         return Window.empty(self._objective.metrics), strong(self._batches.stages)

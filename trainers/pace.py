@@ -1,5 +1,9 @@
 """The length of a chunk: about two seconds of steps."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 SECONDS = 2.0
 
 
@@ -13,7 +17,10 @@ class Pace:
         """Returns how many steps the next chunk may have."""
         return self._steps
 
-    def note(self, steps: int, seconds: float) -> None:
-        """Learns from a chunk of `steps` steps that took `seconds`."""
-        fitting = int(steps * SECONDS / max(seconds, 1e-6))
-        self._steps = max(1, min(fitting, 8 * self._steps))
+    @contextmanager
+    def measured(self, steps: int) -> Iterator[None]:
+        """Learns from the time that the block, a chunk of `steps` steps, takes."""
+        begun = time.perf_counter()
+        yield
+        seconds = max(time.perf_counter() - begun, 1e-6)
+        self._steps = max(1, min(int(steps * SECONDS / seconds), 8 * self._steps))

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from flax import nnx
 
+Status = Literal["finished", "stopped", "preempted", "diverged"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -26,4 +28,4 @@ class Result:
     metrics: dict[str, float]
     history: list[dict[str, Any]]
     best: tuple[int, float] | None
-    status: Literal["finished", "stopped", "preempted", "diverged"]
+    status: Status

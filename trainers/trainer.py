@@ -1,9 +1,7 @@
 """The trainer: `Trainer(model, source).fit()`."""
 
 import dataclasses
-import functools
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,20 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metrics as clu
+from etils import epath
 from flax import nnx
 
 from datarax import Pipeline
-from datarax.errors import expect_between, listed
+from datarax.errors import expect_between
 from trainers import task as tasks
 from trainers.batches import Batches, as_pipeline
+from trainers.callbacks import Callback
+from trainers.checkpoints import Checkpoints
 from trainers.evaluation import Evaluator, predict
-from trainers.loop import Loop
+from trainers.fit import Fit
 from trainers.metrics import Empty
-from trainers.pace import Pace
-from trainers.progress import Progress
+from trainers.model import expect_trainable, split
+from trainers.plan import Plan
 from trainers.result import Result
-from trainers.state import State, Window, strong
-from trainers.step import Objective, Update, train_step
+from trainers.state import State, strong
+from trainers.step import Objective, Update
+from trainers.writers import Writer
+
+_CHECKPOINTS = Checkpoints()
 
 
 class Trainer:
@@ -56,7 +60,16 @@ class Trainer:
         log_every: Steps between two logs; the last step is always logged.
         eval_every: Steps between two evaluations; None: once an epoch. The last step is always
             evaluated.
-        callbacks: Callables `run -> bool | None`, called at each log; True stops the run.
+        checkpoint: When to save and what to keep.
+        workdir: Directory of checkpoints, logs and the compilation cache, local or such as
+            `gs://...`. The same script with the same workdir goes on where it was. None: nothing
+            is written anywhere. Steps, cadences, callbacks and devices may change in between; the
+            data, its order, the batch size, the model and the optimizer may not.
+        resume_data: `"exact"`, or `"restart"` to begin other data anew with the model of the
+            checkpoint.
+        callbacks: Callables `run -> bool | None`, called at each log, or every `n` steps with
+            `every(n, fn)`; True stops the run.
+        writers: Further objects with the interface of clu's metric writers.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -94,7 +107,11 @@ class Trainer:
         wrt: Any = nnx.Param,
         log_every: int = 100,
         eval_every: int | None = None,
-        callbacks: Any = (),
+        checkpoint: Checkpoints = _CHECKPOINTS,
+        workdir: Any = None,
+        resume_data: str = "exact",
+        callbacks: Sequence[Callback] = (),
+        writers: Sequence[Writer] | None = None,
     ):
         if not isinstance(model, nnx.Module):
             raise TypeError(f"model is a {type(model).__name__}: expected a flax nnx.Module.")
@@ -114,6 +131,12 @@ class Trainer:
             raise ValueError(
                 "precision=float16 overflows without loss scaling: write precision=jnp.bfloat16."
             )
+        if resume_data not in ("exact", "restart"):
+            raise ValueError(f'resume_data={resume_data!r}: expected "exact" or "restart".')
+        if not isinstance(checkpoint, Checkpoints):
+            raise TypeError(
+                f"checkpoint is a {type(checkpoint).__name__}: write checkpoint=Checkpoints(...)."
+            )
         self.model = model
         self.pipeline = as_pipeline(source, batch_size, shuffle=True)
         self._batches = Batches(self.pipeline)
@@ -127,14 +150,24 @@ class Trainer:
         self.steps_per_epoch = self._batches.steps_per_epoch
         self.steps = steps or (epochs or 1) * self.steps_per_epoch
         expect_between("steps", self.steps, 1, 2**31 - 1)
-        self._log_every = log_every
-        self._eval_every = eval_every or self.steps_per_epoch
-        self._callbacks = tuple(callbacks)
-        self._update = Update(optimizer or optax.adamw(1e-3), wrt, accumulate, ema)
         self._ema: nnx.State | None = None
         self._task, self._objective = self._infer(loss, metrics, precision)
-        _expect_trainable(model, wrt)
-        self._evaluators = self._evaluators_of(eval_source)
+        expect_trainable(model, wrt)
+        self._plan = Plan(
+            model=model,
+            batches=self._batches,
+            objective=self._objective_on(self._batches),
+            update=Update(optimizer or optax.adamw(1e-3), wrt, accumulate, ema),
+            evaluators=self._evaluators_of(eval_source),
+            steps=self.steps,
+            log_every=log_every,
+            eval_every=eval_every or self.steps_per_epoch,
+            callbacks=tuple(callbacks),
+            checkpoint=checkpoint,
+            workdir=None if workdir is None else epath.Path(workdir),
+            writers=tuple(writers or ()),
+            resume_data=resume_data,
+        )
 
     def _infer(self, loss, metrics, precision) -> tuple[tasks.Task | None, Objective]:
         features = _features(self.pipeline)
@@ -164,73 +197,25 @@ class Trainer:
     # --- fit -------------------------------------------------------------------------------------
 
     def fit(self) -> Result:
-        """Trains the model in place, from batch 0 on.
+        """Trains the model in place, from batch 0 or the workdir's newest checkpoint on.
 
         Returns:
             The result; `result.model is model`, trained up to `result.step` also where an exception
             ends the run.
+
+        Raises:
+            ValueError: If the loss, the labels or the checkpoint do not fit.
+            RuntimeError: If another run uses the workdir, or all its checkpoints are damaged.
         """
-        state = self._start()
-        # Tracing comes before compiling, and finds what is wrong with the losses and the data.
-        loop = self._trace(state)
-        for evaluator in self._evaluators.values():
-            evaluator.trace(*self._evaluated(state))
-        loop.compile()
-        pace = Pace()
-        progress = Progress(self.steps, self.batch_size)
-        history: list[dict[str, Any]] = []
-        status, t = "finished", 0
+        fit = Fit(self._plan)
         try:
-            while t < self.steps and status == "finished":
-                # 1. A chunk of steps: up to the next boundary, or about two seconds.
-                stop = min(self._next_boundary(t), t + pace.steps())
-                begun = time.perf_counter()
-                state = loop(state, self._batches.data, t, stop)
-                jax.block_until_ready(state.loss)
-                pace.note(stop - t, time.perf_counter() - begun)
-                t = stop
-                progress.advance(t)
-
-                # 2. Logs, at exact steps: the window's metrics, then the evaluation.
-                row: dict[str, Any] = {}
-                if self._due(t, self._log_every):
-                    row |= _prefixed("train/", state.window.compute())
-                    window = Window.empty(self._objective.metrics)
-                    state = dataclasses.replace(state, window=window)
-                if self._evaluators and self._due(t, self._eval_every):
-                    row |= self._evaluate(state)
-                if row:
-                    row = {"step": t, "epoch": t / self.steps_per_epoch, **row}
-                    history.append(row)
-                    progress.report(row)
+            status = fit()
         finally:
-            progress.close()
-            self._keep(state)
-        metrics = {k: v for row in history for k, v in row.items() if k not in ("step", "epoch")}
-        return Result(t, self.model, self._averaged(state), metrics, history, None, status)
-
-    def _start(self) -> State:
-        _, params, rest = _split(self.model, self._update.wrt)
-        params, rest = strong((params, rest))
-        return State(
-            params=params,
-            rest=rest,
-            optimizer=strong(self._update.optimizer.init(params)),
-            ema=None if self._update.ema is None else strong(params),
-            stages=strong(self._batches.stages),
-            window=Window.empty(self._objective.metrics),
-            loss=jnp.zeros(()),
-        )
-
-    def _trace(self, state: State) -> Loop:
-        definition = _definition(self.model, self._update.wrt, training=True)
-        objective = self._objective_on(self._batches)
-        step = train_step(definition, objective, self._update, self._batches.rows)
-        loop = Loop(step, state, self._batches.data)
-        if loop.from_python and self._update.accumulate > 1:
-            # The slices' own loop would be as slow as the steps'.
-            loop = Loop(functools.partial(step, unroll=True), state, self._batches.data)
-        return loop
+            self._keep(fit.state)
+        run = fit.run
+        best = run.best(self._plan.checkpoint.best)
+        averaged = self._averaged()
+        return Result(run.step, self.model, averaged, run.metrics, run.history, best, status)
 
     def _keep(self, state: State) -> None:
         """Puts a state's variables into the model, unless an exception took them with it."""
@@ -238,31 +223,14 @@ class Trainer:
             nnx.update(self.model, state.params, state.rest)
             self._ema = state.ema
 
-    def _next_boundary(self, t: int) -> int:
-        every = [self._log_every, *([self._eval_every] if self._evaluators else [])]
-        return min(self.steps, *(t - t % n + n for n in every))
-
-    def _due(self, t: int, every: int) -> bool:
-        return t % every == 0 or t == self.steps
+    def _averaged(self) -> nnx.Module | None:
+        if self._ema is None:
+            return None
+        model = nnx.clone(self.model)
+        nnx.update(model, self._ema)
+        return model
 
     # --- evaluation ------------------------------------------------------------------------------
-
-    def _evaluate(self, state: State) -> dict[str, float]:
-        row = {}
-        for name, evaluator in self._evaluators.items():
-            prefix = f"eval/{name}/" if name else "eval/"
-            row |= _prefixed(prefix, evaluator(*self._evaluated(state)))
-        return row
-
-    def _evaluated(self, state: State | None = None):
-        """Returns the model in evaluation mode: its graph, its parameters or their average, and
-        its other variables."""
-        if state is None:
-            definition, params, rest = _split(self.model, self._update.wrt, training=False)
-            params, rest = strong((params, rest))
-            return definition, params if self._ema is None else self._ema, rest
-        definition = _definition(self.model, self._update.wrt, training=False)
-        return definition, state.params if state.ema is None else state.ema, state.rest
 
     def evaluate(self, source: Any = None) -> dict[str, float]:
         """Returns the loss and the metrics of the model over every record of a source.
@@ -277,13 +245,13 @@ class Trainer:
         Raises:
             ValueError: If there is no source.
         """
-        evaluators = self._evaluators if source is None else self._evaluators_of(source)
+        evaluators = self._plan.evaluators if source is None else self._evaluators_of(source)
         if not evaluators:
             raise ValueError("There is nothing to evaluate on: write evaluate(source).")
-        model = self._evaluated()
-        values = {}
+        model, values = self._evaluated(), {}
         for name, evaluator in evaluators.items():
-            values |= _prefixed(f"{name}/" if name else "", evaluator(*model))
+            prefix = f"{name}/" if name else ""
+            values |= {f"{prefix}{key}": value for key, value in evaluator(*model).items()}
         return values
 
     def predict(self, source: Any) -> Any:
@@ -320,47 +288,15 @@ class Trainer:
         )
         return jax.tree.map(lambda x: x[valid], dict(batch))
 
-    def _averaged(self, state: State) -> nnx.Module | None:
-        if state.ema is None:
-            return None
-        model = nnx.clone(self.model)
-        nnx.update(model, state.ema)
-        return model
+    def _evaluated(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        """Returns the model in evaluation mode: graph, parameters or their average, the rest."""
+        definition, params, rest = split(self.model, self._plan.update.wrt, training=False)
+        params, rest = strong((params, rest))
+        return definition, params if self._ema is None else self._ema, rest
 
 
 def _features(pipeline: Pipeline) -> Mapping[str, Any]:
     return getattr(pipeline.source, "features", None) or {}
-
-
-def _expect_trainable(model: nnx.Module, wrt: Any) -> None:
-    """Raises unless the filter `wrt` selects floating-point variables of the model."""
-    _, params, rest = _split(model, wrt)
-    found = jax.tree.leaves_with_path(params)
-    kinds = sorted({type(v).__name__ for _, v in nnx.to_flat_state(rest)})
-    if not found:
-        raise ValueError(
-            f"wrt={wrt} selects none of the model's variables, which are {listed(kinds) or 'none'}"
-            ": there is nothing to train. Write wrt=nnx.Param, and a model that has some."
-        )
-    for path, leaf in found:
-        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            raise ValueError(
-                f"wrt={wrt} selects {jax.tree_util.keystr(path)} of {jnp.asarray(leaf).dtype}, "
-                "which has no gradient: write a narrower filter, such as wrt=nnx.Param."
-            )
-
-
-def _split(model: nnx.Module, wrt: Any, *, training: bool | None = None):
-    """Returns the graph, the trained and the other variables; the model itself stays as it is."""
-    model = nnx.clone(model)
-    if training is not None:
-        model.train() if training else model.eval()
-    nnx.pop(model, nnx.Intermediate)  # what `sow` left would grow from step to step
-    return nnx.split(model, wrt, ...)
-
-
-def _definition(model: nnx.Module, wrt: Any, *, training: bool) -> nnx.GraphDef:
-    return _split(model, wrt, training=training)[0]
 
 
 def _named(source: Any) -> dict[str, Any]:
@@ -368,7 +304,3 @@ def _named(source: Any) -> dict[str, Any]:
     if source is None:
         return {}
     return dict(source) if isinstance(source, Mapping) else {"": source}
-
-
-def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
-    return {f"{prefix}{name}": float(value) for name, value in values.items()}

@@ -1,0 +1,199 @@
+"""One run of `Trainer.fit`, from the first step, or the newest checkpoint, to the last."""
+
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from trainers.callbacks import every
+from trainers.keeper import Keeper
+from trainers.loop import Loop
+from trainers.model import split
+from trainers.pace import Pace
+from trainers.plan import Plan
+from trainers.progress import Progress
+from trainers.result import Status
+from trainers.run import Run
+from trainers.signals import Signals
+from trainers.state import State, Window, strong
+from trainers.step import train_step
+
+
+class Fit:
+    """A run in progress.
+
+    Args:
+        plan: What to do.
+
+    Attributes:
+        run: Step and history, as callbacks see them.
+        state: The state after `run.step` steps.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.state = _start(plan)
+        self.run = Run(plan.steps, plan.batches.steps_per_epoch, self._model)
+        self._keeper = Keeper(plan)
+        self._signals = Signals()
+
+    def __call__(self) -> Status:
+        """Runs to the end and returns how it ended; `run` and `state` hold the rest."""
+        plan, run = self.plan, self.run
+        with self._keeper.opened(), self._signals.watched():
+            # Tracing comes before compiling, and finds what is wrong with the losses and the data.
+            loop = _trace(plan, self.state)
+            for evaluator in plan.evaluators.values():
+                evaluator.trace(*self.evaluated())
+            restored = self._keeper.restore(run, self.state)
+            if restored is not None:
+                self.state = restored
+                if run.step == run.reported and (run.step >= plan.steps or self._ask(True)):
+                    return "finished" if run.step >= plan.steps else "stopped"
+            if not self._signals.asked():
+                loop.compile()
+            with (
+                contextlib.closing(self._keeper.writers(run)) as self._writers,
+                contextlib.closing(Progress(plan.steps, plan.batches.batch_size)) as self._progress,
+            ):
+                status = self._train(loop)
+                self._keeper.save(run, self.state)
+            self._keeper.finish()
+            return status
+
+    def _train(self, loop: Loop) -> Status:
+        """The loop. The order of its parts is important."""
+        plan, run, pace = self.plan, self.run, Pace()
+        data = plan.batches.data_from(run.first)
+        self._progress.advance(run.step)
+        while True:
+            # 1. What is due at this step, once: the log, the evaluation, the callbacks. A signal
+            #    leaves it undone; the next start does it, with the same state.
+            stops = run.step > run.reported and self._report()
+            if self._signals.preempted:
+                return "preempted"
+            if run.step >= plan.steps:
+                return "finished"
+            if stops or self._signals.interrupted:
+                return "stopped"
+            # 2. Save after that and before the data moves on, so that the model, the data and the
+            #    history never disagree by one.
+            if self._keeper.is_due(run):
+                self._keeper.save(run, self.state)
+            # 3. A chunk of steps: up to the next thing that is due, or about two seconds.
+            stop = min(self._next_due(), run.step + pace.steps())
+            with pace.measured(stop - run.step):
+                self.state = loop(self.state, data, run.step, stop)
+                jax.block_until_ready(self.state.loss)
+            run.step = stop
+            self._progress.advance(stop)
+
+    # --- what is due at a step -------------------------------------------------------------------
+
+    def _report(self) -> bool:
+        """Logs, evaluates and asks the callbacks; returns whether one stops the run."""
+        plan, run = self.plan, self.run
+        last = run.step >= plan.steps  # always logged and evaluated
+        log, evaluate = (
+            last or _due(run.step, plan.log_every),
+            last or _due(run.step, plan.eval_every),
+        )
+        row = self._measured(log, evaluate)
+        if row is None:
+            return False
+        if row:
+            run.history.append({"step": run.step, "epoch": run.epoch, **row})
+        stops = self._ask(bool(row))
+        if stops and not (log and evaluate):  # so this is the last step
+            missing = self._measured(not log, not evaluate)
+            if missing is None:
+                del run.history[len(run.history) - bool(row) :]
+                return False
+            if not row:
+                run.history.append({"step": run.step, "epoch": run.epoch})
+            run.history[-1] |= missing
+        if log or stops:
+            window = Window.empty(plan.objective.metrics)
+            self.state = dataclasses.replace(self.state, window=window)
+        run.reported = run.step
+        if row or stops:
+            row = run.history[-1]
+            self._writers.write_scalars(run.step, {k: v for k, v in row.items() if k != "step"})
+            self._progress.report(row)
+            self._keeper.save_best(run, self.state)
+        return stops
+
+    def _measured(self, log: bool, evaluate: bool) -> dict[str, float] | None:
+        """Returns the metrics asked for, None where a signal came in between."""
+        row = _prefixed("train/", self.state.window.compute()) if log else {}
+        for name, evaluator in self.plan.evaluators.items() if evaluate else ():
+            values = evaluator(*self.evaluated(), ends=self._signals.asked)
+            if values is None:
+                return None
+            row |= _prefixed(f"eval/{name}/" if name else "eval/", values)
+        return row
+
+    def _ask(self, logged: bool) -> bool:
+        """Calls the callbacks that are due and returns whether one stops the run."""
+        answers = [
+            callback(self.run)
+            for callback in self.plan.callbacks
+            if (_due(self.run.step, callback.steps) if isinstance(callback, every) else logged)
+        ]
+        return any(answers)
+
+    def _next_due(self) -> int:
+        plan, step = self.plan, self.run.step
+        cadences = [plan.log_every]
+        cadences += [plan.eval_every] if plan.evaluators else []
+        cadences += [callback.steps for callback in plan.callbacks if isinstance(callback, every)]
+        cadences += [plan.checkpoint.every] if plan.workdir is not None else []
+        return min(plan.steps, *(step - step % n + n for n in cadences))
+
+    # --- the model -------------------------------------------------------------------------------
+
+    def evaluated(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        """Returns the model in evaluation mode: graph, parameters or their average, the rest."""
+        definition = split(self.plan.model, self.plan.update.wrt, training=False)[0]
+        state = self.state
+        return definition, state.params if state.ema is None else state.ema, state.rest
+
+    def _model(self) -> nnx.Module:
+        definition, params, rest = self.evaluated()
+        return nnx.merge(definition, *strong((params, rest)))
+
+
+def _start(plan: Plan) -> State:
+    _, params, rest = split(plan.model, plan.update.wrt)
+    params, rest = strong((params, rest))
+    return State(
+        params=params,
+        rest=rest,
+        optimizer=strong(plan.update.optimizer.init(params)),
+        ema=None if plan.update.ema is None else strong(params),
+        stages=strong(plan.batches.stages),
+        window=Window.empty(plan.objective.metrics),
+        loss=jnp.zeros(()),
+    )
+
+
+def _trace(plan: Plan, state: State) -> Loop:
+    definition = split(plan.model, plan.update.wrt, training=True)[0]
+    step = train_step(definition, plan.objective, plan.update, plan.batches.rows)
+    loop = Loop(step, state, plan.batches.data)
+    if loop.from_python and plan.update.accumulate > 1:
+        # The slices' own loop would be as slow as the steps'.
+        loop = Loop(functools.partial(step, unroll=True), state, plan.batches.data)
+    return loop
+
+
+def _due(step: int, every: int) -> bool:
+    return step % every == 0
+
+
+def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, float]:
+    return {f"{prefix}{name}": float(value) for name, value in values.items()}

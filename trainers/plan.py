@@ -1,0 +1,32 @@
+"""The plan of a run: the arguments of `Trainer`, checked and completed."""
+
+import dataclasses
+
+from etils import epath
+from flax import nnx
+
+from trainers.batches import Batches
+from trainers.callbacks import Callback
+from trainers.checkpoints import Checkpoints
+from trainers.evaluation import Evaluator
+from trainers.step import Objective, Update
+from trainers.writers import Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run does; the fields are as in `Trainer`."""
+
+    model: nnx.Module
+    batches: Batches
+    objective: Objective
+    update: Update
+    evaluators: dict[str, Evaluator]
+    steps: int
+    log_every: int
+    eval_every: int
+    callbacks: tuple[Callback, ...]
+    checkpoint: Checkpoints
+    workdir: epath.Path | None
+    writers: tuple[Writer, ...]
+    resume_data: str

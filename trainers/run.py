@@ -1,0 +1,60 @@
+"""A run in progress: what callbacks see and what a checkpoint keeps."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+
+class Run:
+    """A run at an exact step, as callbacks see it.
+
+    What a callback must remember it takes from `history`: that is saved, so a resumed run decides
+    as the uninterrupted one.
+
+    Attributes:
+        step: Number of finished steps.
+        steps: Number of steps of the whole run.
+        steps_per_epoch: Steps in an epoch.
+        history: One dict a log, in order; a callback may add to the last.
+        reported: The last step whose log, evaluation and callbacks are done.
+        first: The step that began with batch 0: 0, unless the data was restarted.
+    """
+
+    def __init__(self, steps: int, steps_per_epoch: int, model: Callable[[], nnx.Module]):
+        self.step = 0
+        self.steps = steps
+        self.steps_per_epoch = steps_per_epoch
+        self.history: list[dict[str, Any]] = []
+        self.reported = 0
+        self.first = 0
+        self._model = model
+
+    @property
+    def epoch(self) -> float:
+        """Number of finished epochs, with its fraction."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of every metric so far."""
+        return {k: v for row in self.history for k, v in row.items() if k not in ("step", "epoch")}
+
+    def best(self, of: tuple[str, str] | None) -> tuple[int, float] | None:
+        """Returns the step and the value of a metric's best evaluation so far.
+
+        Args:
+            of: `(metric, "min" | "max")`.
+
+        Returns:
+            `(step, value)`, the first of equals; None where there is none.
+        """
+        if of is None:
+            return None
+        metric, mode = of
+        values = [(row["step"], row[metric]) for row in self.history if metric in row]
+        return {"min": min, "max": max}[mode](values, key=lambda v: v[1]) if values else None
+
+    def model(self) -> nnx.Module:
+        """Returns a copy of the model as it is at this step, in evaluation mode."""
+        return self._model()
