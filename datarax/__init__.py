@@ -11,6 +11,8 @@ from datarax.pipeline import Pipeline as Pipeline
 from datarax.sources import EagerSourceBase as EagerSourceBase
 from datarax.sources import HFEagerConfig as HFEagerConfig
 from datarax.sources import HFEagerSource as HFEagerSource
+from datarax.sources import HFStreamingConfig as HFStreamingConfig
+from datarax.sources import HFStreamingSource as HFStreamingSource
 from datarax.sources import MemorySource as MemorySource
 from datarax.sources import MemorySourceConfig as MemorySourceConfig
 from datarax.sources import SourceConfigBase as SourceConfigBase

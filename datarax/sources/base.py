@@ -1,4 +1,4 @@
-"""Base classes of sources: what holds for every eager source, and what a stream promises."""
+"""The base of sources that hold all their columns: what holds for every one."""
 
 import dataclasses
 import functools
@@ -296,23 +296,6 @@ class EagerSourceBase(DataraxModule):
 
     def _label(self) -> str:
         return self.name or type(self).__name__
-
-
-class StreamingSourceBase(DataraxModule):
-    """A source that is read in order and cannot be indexed."""
-
-    def get_batch_at(
-        self, start: int | jax.Array, size: int, key: jax.Array | None = None
-    ) -> dict[str, Any]:
-        """Raises, since a stream cannot be indexed.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} is a stream and cannot be indexed: use get_batch(n) or iterate "
-            "over it, or load it with HFEagerSource where it fits."
-        )
 
 
 # --- pure parts ------------------------------------------------------------------------------

@@ -1,0 +1,139 @@
+"""A bad network: which errors pass by themselves, how long to wait, what never to print."""
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+_LONGEST_PAUSE = 30.0
+
+
+class Stalled(TimeoutError):
+    """Nothing came within the time allowed."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Returns whether asking again may help: the connection broke, or the server is busy."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx
+
+    status = status_of(error)
+    if status is not None:
+        return status in _BUSY
+    if isinstance(error, (HfHubHTTPError, FileNotFoundError, PermissionError)):
+        return False
+    if isinstance(error, (ConnectionError, TimeoutError, httpx.TransportError)):
+        return True
+    return _of_aiohttp(error)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Returns whether the server, or the file system, said no: asking again does not help."""
+    if isinstance(error, (FileNotFoundError, PermissionError)):
+        return True
+    return status_of(error) is not None and not is_transient(error)
+
+
+def status_of(error: BaseException) -> int | None:
+    """Returns the HTTP status that an error is of, or None."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None) or getattr(error, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def _of_aiohttp(error: BaseException) -> bool:
+    # Asked by name: aiohttp takes long to import, and nothing raises its errors before it is.
+    names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    return "aiohttp.client_exceptions.ClientError" in names
+
+
+def pauses(attempts: int, first: float = 0.5) -> Iterator[float]:
+    """Yields the seconds to wait between attempts: doubling, and spread at random.
+
+    Args:
+        attempts: How many attempts there are; one pause less is given.
+        first: The first pause, in seconds.
+    """
+    for attempt in range(attempts - 1):
+        longest = min(first * 2**attempt, _LONGEST_PAUSE)
+        yield longest * random.uniform(0.5, 1.0)
+
+
+def asked_pause(error: BaseException) -> float:
+    """Returns the seconds that a server's `Retry-After` asks for, 0 if it says none."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return max(0.0, float(headers.get("Retry-After", 0)))
+    except ValueError:  # a date: the usual pauses will do
+        return 0.0
+
+
+def within(seconds: float | None, function: Callable[[], T]) -> T:
+    """Calls a function and returns what it returns, if that does not take too long.
+
+    Args:
+        seconds: How long it may take; None for ever, on the calling thread.
+        function: What to call. If it takes too long its thread is left to end by itself.
+
+    Raises:
+        Stalled: It took longer.
+    """
+    if seconds is None:
+        return function()
+    done, result = threading.Event(), {}
+
+    def run() -> None:
+        try:
+            result["value"] = function()
+        except BaseException as error:
+            result["error"] = error
+        done.set()
+
+    threading.Thread(target=run, daemon=True, name="datarax-read").start()
+    if not done.wait(max(0.0, seconds)):
+        raise Stalled(f"nothing came for {seconds:.0f} s")
+    if "error" in result:
+        raise result["error"]
+    return result["value"]
+
+
+def redacted(message: Any) -> str:
+    """Returns a message without what may be secret: tokens, passwords and signatures in URLs."""
+    text = re.sub(r"(https?://)[^/\s@]+@", r"\1", str(message))
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+    return re.sub(r"\bhf_\w+", "hf_...", text)
+
+
+def deadline(seconds: float | None) -> Callable[[], float | None]:
+    """Returns a function that tells how many seconds are left of `seconds`, None for no limit."""
+    end = None if seconds is None else time.monotonic() + seconds
+    return lambda: None if end is None else end - time.monotonic()
+
+
+def patiently(function: Callable[[], T], attempts: int = 4) -> T:
+    """Calls a function again while what it raises is a connection that broke or a busy server."""
+    for pause in pauses(attempts):
+        try:
+            return function()
+        except Exception as error:
+            if not is_transient(error) or _nobody_there(error):
+                raise
+            time.sleep(max(pause, asked_pause(error)))
+    return function()
+
+
+def _nobody_there(error: BaseException | None) -> bool:
+    """Returns whether there is no server at all: waiting a few seconds will not bring it."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx
+
+    while error is not None:
+        if isinstance(error, (httpx.ConnectError, OfflineModeIsEnabled)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

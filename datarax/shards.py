@@ -1,0 +1,178 @@
+"""Shards: the pieces that a stream is read in, each from any position that it gave before."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import datasets
+import pyarrow as pa
+
+READ_ROWS = 4096  # rows asked of an Arrow reader at once: enough to hide what asking costs
+READ_EXAMPLES = 64  # of one that makes rows in Python: each takes long, and none should wait
+_LONGEST = 1024  # shards that files are split into at most, since each is opened anew
+_TABLE_SHARDS = 64
+
+
+class Shards(Protocol):
+    """What a stream reads: a fixed number of shards that give Arrow tables.
+
+    Attributes:
+        features: The features of the rows; None to take them from the first table.
+        num_shards: The number of shards, the same wherever the data is.
+        length: The number of rows of all shards, None if unknown.
+    """
+
+    features: datasets.Features | None
+    num_shards: int
+    length: int | None
+
+    def open(self, shard: int, state: Any) -> Iterator[tuple[pa.Table, Any]]:
+        """Yields tables, each with the state from which the rest of the shard can be read.
+
+        Args:
+            shard: Which shard, from 0.
+            state: A state yielded before, also after a round trip through JSON; None: the start.
+        """
+        ...
+
+    def label(self, shard: int) -> str:
+        """Returns what an error calls the shard: its file."""
+        ...
+
+
+class TableShards:
+    """Ranges of rows of a `datasets.Dataset`, read from where it is (mapped from the disk).
+
+    Args:
+        dataset: Any dataset, selected, shuffled, mapped or filtered.
+    """
+
+    def __init__(self, dataset: datasets.Dataset):
+        if dataset.format["type"] == "custom":
+            raise ValueError(
+                "the dataset has a transform that runs when rows are read (set_transform, "
+                "with_transform), so its columns are not known. Store what it gives with "
+                "ds.map(...), or drop it with ds.with_format(None)."
+            )
+        self._dataset = dataset.with_format("arrow")
+        self.features = dataset.features
+        self.length = len(dataset)
+        self.num_shards = max(1, min(_TABLE_SHARDS, self.length // 256))
+
+    def open(self, shard: int, state: int | None) -> Iterator[tuple[pa.Table, int]]:
+        start, stop = self._bounds(shard)
+        start = start if state is None else state
+        while start < stop:
+            rows = min(READ_ROWS, stop - start)
+            yield self._read(start, rows), start + rows
+            start += rows
+
+    def _read(self, start: int, rows: int) -> pa.Table:
+        if self._dataset._indices is None:  # formatting would ask for the same, ten times slower
+            return self._dataset.data.slice(start, rows).table
+        return self._dataset[start : start + rows]
+
+    def _bounds(self, shard: int) -> tuple[int, int]:
+        return tuple(self.length * part // self.num_shards for part in (shard, shard + 1))
+
+    def label(self, shard: int) -> str:
+        return "rows {} to {} of the dataset".format(*self._bounds(shard))
+
+
+class IterableShards:
+    """The data sources (files, mostly) of a `datasets.IterableDataset`.
+
+    Steps that look across the borders of files (`take`, `interleave_datasets`, ...) leave one
+    shard. A state is `datasets`' own where that is exact, and otherwise the number of rows read, which are
+    read again and dropped.
+
+    Args:
+        dataset: The dataset.
+        split_files: Whether a few Parquet files may be read by row groups, which mixes better.
+        length: The number of rows, None if unknown.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        *,
+        split_files: bool = False,
+        length: int | None = None,
+    ):
+        steps = _steps(dataset._ex_iterable)
+        names = {type(step).__name__ for step in steps}
+        whole = names <= _BY_FILE
+        if whole and split_files and dataset.num_shards < 8:
+            finer = dataset.reshard()
+            dataset = finer if finer.num_shards <= _LONGEST else dataset
+        self._files = _files(_steps(dataset._ex_iterable)[-1]) if whole else None
+        self._dataset = dataset.with_format("arrow")
+        self._counted = any(map(_inexact, steps))
+        self._rows = READ_ROWS if dataset._ex_iterable.iter_arrow else READ_EXAMPLES
+        self.features = dataset.features
+        self.num_shards = dataset.num_shards if whole else 1
+        self.length = length
+
+    def open(self, shard: int, state: Any) -> Iterator[tuple[pa.Table, Any]]:
+        # Sharded also where there is one: the iterables within keep their position in themselves.
+        part = self._dataset.shard(self.num_shards, shard)
+        if self._counted:
+            yield from _counted(part.iter(self._rows), state or 0)
+            return
+        if state is not None:
+            part.load_state_dict(state)
+        for table in part.iter(self._rows):
+            yield table, part.state_dict()
+
+    def label(self, shard: int) -> str:
+        if self._files is None or shard >= len(self._files):
+            return f"shard {shard}"
+        return self._files[shard]
+
+
+# Steps of `datasets` that give the same rows file by file, in the order of the files.
+_BY_FILE = {
+    "ExamplesIterable",
+    "ArrowExamplesIterable",
+    "SelectColumnsIterable",
+    "RebatchedArrowExamplesIterable",
+    "FormattedExamplesIterable",
+    "MappedExamplesIterable",
+    "FilteredExamplesIterable",
+}
+
+
+def _steps(iterable: Any) -> list[Any]:
+    """Returns an iterable of `datasets` and all those within it, the sources last."""
+    inner = getattr(iterable, "ex_iterables", None) or [getattr(iterable, "ex_iterable", None)]
+    return [iterable, *(step for other in inner if other is not None for step in _steps(other))]
+
+
+def _inexact(step: Any) -> bool:
+    """Returns whether `datasets` says of a step that it resumes elsewhere than it stopped."""
+    formatting = getattr(step, "formatting", None)
+    mapped = type(step).__name__ in ("MappedExamplesIterable", "FilteredExamplesIterable")
+    return type(step).__name__ == "BufferShuffledExamplesIterable" or bool(
+        mapped and formatting and formatting.is_table
+    )
+
+
+def _files(source: Any) -> list[str] | None:
+    """Returns the file of each shard, with its row group, where the shards are files."""
+    kwargs = getattr(source, "kwargs", {})
+    files = next((kwargs[key] for key in ("files", "filepaths", "base_files") if key in kwargs), ())
+    groups = kwargs.get("row_groups_list") or [None] * len(files)
+    if not files or not all(isinstance(file, str) for file in files):
+        return None
+    return [
+        file if group is None else f"{file} (row group {', '.join(map(str, group))})"
+        for file, group in zip(files, groups, strict=False)
+    ]
+
+
+def _counted(tables: Iterator[pa.Table], state: int) -> Iterator[tuple[pa.Table, int]]:
+    seen = 0
+    for table in tables:
+        seen += len(table)
+        if seen > state:
+            new = min(len(table), seen - state)
+            yield table.slice(len(table) - new), seen

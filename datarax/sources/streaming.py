@@ -1,0 +1,510 @@
+"""The base of sources that are read in order, batch after batch, and resume exactly."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import datasets
+import jax
+import pyarrow as pa
+from flax import nnx
+
+from datarax.decoder import Decoder, nested
+from datarax.errors import expect_between, listed
+from datarax.fingerprint import Digest
+from datarax.module import DataraxModule, DataraxModuleConfig, expect_dict
+from datarax.order import MAX_RECORDS
+from datarax.reader import Care, OpenShard
+from datarax.shards import Shards
+from datarax.stream import Order
+from datarax.streams import Block, Position, Streams, joined, read_block, rows, split_order
+
+STATE_VERSION = 1
+_FINGERPRINTED = 64
+
+
+class StreamingSourceBase(DataraxModule):
+    """A source whose records are read on demand, in order: it cannot be indexed.
+
+    Shuffled, each epoch has its own order: the shards are permuted, several are read at once, and
+    `shuffle_buffer_size` rows at a time are permuted among themselves. All of it is arithmetic on
+    (seed, epoch), so that a state of a few KB, which holds no rows, gives back exactly the next
+    record. A subclass passes on what it reads as `Shards`.
+
+    Args:
+        config: The subclass's configuration.
+        shards: What is read: a number of shards that give Arrow tables.
+        shuffle: Whether each epoch has its own random order.
+        seed: Seed of that order, from 0 to 2**32 - 1; epoch `e` follows `(seed + e) % 2**32`.
+        shuffle_buffer_size: How many rows are shuffled together.
+        on_bad_rows: `"raise"` for an image or a shard that cannot be read, or `"skip"` it.
+        timeout: Seconds without a row after which reading is an error; None: no limit.
+        revision: What the data was resolved to, such as a commit of the Hub.
+        rngs: Random streams that the source keeps; they never decide the order.
+        name: A name for messages.
+
+    Raises:
+        ValueError: If there are no rows, or an argument is out of range.
+
+    Example:
+        >>> class Counted(StreamingSourceBase):
+        ...     def __init__(self, n):
+        ...         table = datasets.Dataset.from_dict({"x": range(n)})
+        ...         super().__init__(SourceConfigBase(), TableShards(table))
+        >>> Counted(10).get_batch(3)["x"]
+        Array([0, 1, 2], dtype=int32)
+    """
+
+    def __init__(
+        self,
+        config: DataraxModuleConfig,
+        shards: Shards,
+        *,
+        shuffle: bool = False,
+        seed: int = 42,
+        shuffle_buffer_size: int = 1000,
+        on_bad_rows: Literal["raise", "skip"] = "raise",
+        timeout: float | None = None,
+        revision: str | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(config, rngs=rngs, name=name)
+        expect_between("seed", seed, 0, 2**32 - 1)
+        expect_between("shuffle_buffer_size", shuffle_buffer_size, 1, MAX_RECORDS)
+        care = Care(timeout, on_bad_rows)
+        first, opened = _first_rows(shards, care, keep=not shuffle or shards.num_shards == 1)
+        decoder = Decoder(first.features, first.table)
+        order = Order(bool(shuffle), int(seed), int(shuffle_buffer_size))
+        self.epoch = nnx.Variable(0)
+        self.revision = revision
+        self.fingerprint = _fingerprint(shards, first)
+        self._streams = Streams(shards, decoder, order, care, opened=opened)
+        self._resumes = False  # whether a `for` goes on where `set_state` put it
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int | None:
+        """The number of records in an epoch, None where it is not known."""
+        return self._streams.shards.length
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError(
+                f"{self._label()} is a stream of unknown length: ask source.length, which is None, "
+                "or count its records by iterating over it."
+            )
+        return self.length
+
+    def __bool__(self) -> bool:
+        return True
+
+    def element_spec(self) -> dict[str, Any]:
+        """Returns the shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`.
+
+        A host column's is `ShapeDtypeStruct((), numpy.dtype(object))`. It is known from the first
+        rows, and holds for all.
+        """
+        return self._streams.decoder.spec()
+
+    @property
+    def features(self) -> Any:
+        """The features of the columns that are read."""
+        return self._streams.decoder.features
+
+    def host_errors(self) -> dict[str, str]:
+        """Returns, for each host column, what keeps it from being an array and how to change it."""
+        return self._streams.decoder.host_errors()
+
+    @property
+    def is_random_order(self) -> bool:
+        """Whether each epoch has its own random order."""
+        return self._streams.order.shuffle
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order; epoch `e` follows `(seed + e) % 2**32`."""
+        return self._streams.order.seed
+
+    def set_random_order(self, enabled: bool) -> None:
+        """Sets whether each epoch has its own random order, and goes to the epoch's start."""
+        self._reorder(shuffle=bool(enabled))
+
+    def reset(self, seed: int | None = None) -> None:
+        """Goes back to the start of epoch 0.
+
+        Args:
+            seed: A new seed of the order; None keeps the present one.
+
+        Raises:
+            ValueError: If `seed` is not from 0 to 2**32 - 1.
+        """
+        if seed is not None:
+            expect_between("seed", seed, 0, 2**32 - 1)
+        self._reorder(seed=self.seed if seed is None else int(seed))
+        self._begin(0)
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def get_batch(self, batch_size: int) -> dict[str, Any]:
+        """Returns the next `batch_size` records, fewer at the end of the epoch, but never none.
+
+        The call that finds the epoch over begins the next.
+
+        Args:
+            batch_size: Number of records.
+
+        Returns:
+            Dict of JAX arrays of shape `(batch_size, ...)`, and object arrays for host columns.
+
+        Raises:
+            ValueError: If a row cannot be read or does not fit; the position stays where it was.
+            ConnectionError, TimeoutError: If the network fails for good; likewise.
+
+        Example:
+            >>> dataset = datasets.Dataset.from_dict({"x": range(5)})
+            >>> source = HFStreamingSource.from_dataset(dataset)
+            >>> [source.get_batch(3)["x"].tolist() for _ in range(3)]
+            [[0, 1, 2], [3, 4], [0, 1, 2]]
+        """
+        return on_device(self.get_host_batch(batch_size))
+
+    def get_host_batch(self, batch_size: int) -> dict[str, Any]:
+        """Returns what `get_batch` does, as NumPy arrays that may share the data's memory."""
+        self._expect_size(batch_size)
+        for _ in range(2):
+            taken, skipped = self._streams.take(batch_size)
+            parts = [part for parts in taken for part in parts if rows(part)]
+            if parts:
+                batch = joined(parts)
+                self._count(rows(batch), skipped)
+                return nested(batch.items())
+            self._count(0, skipped)
+            self._begin(self._streams.epoch + 1)
+        raise ValueError(f"{self._label()} has no record that can be read.")
+
+    def get_batch_at(
+        self, start: int | jax.Array, size: int, key: jax.Array | None = None
+    ) -> dict[str, Any]:
+        """Raises, since a stream cannot be indexed.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} is a stream and cannot be indexed: use get_batch(n) or iterate "
+            "over it, or load it with HFEagerSource where it fits."
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields the records of one epoch.
+
+        The first `for` is epoch 0; later ones go on where `set_state` set the position, and
+        otherwise begin the next epoch. The position moves with the loop.
+        """
+        begins = self.begin_epoch()
+        while True:
+            parts, skipped = self._streams.take_one()
+            self._count(len(parts), skipped)
+            if parts:
+                begins = False
+                yield on_device(nested((path, column[0]) for path, column in parts[0].items()))
+                continue
+            over = not begins
+            self._begin(self._streams.epoch + 1)
+            if over:
+                return
+            begins = False  # the state was that of an epoch's very end: this is the next
+
+    def begin_epoch(self) -> bool:
+        """Goes to where a `for` begins (see `__iter__`); returns whether a state put it there."""
+        resumes, self._resumes = self._resumes, False
+        if self._streams.started and not resumes:
+            self._begin(self._streams.epoch + 1)
+        return resumes
+
+    def collect_to_array(self, num_records: int | None = None) -> dict[str, Any]:
+        """Returns the next records as one array a column, on the default device.
+
+        Args:
+            num_records: How many, at most those left in the epoch; None: all that are left.
+
+        Raises:
+            ValueError: If `num_records` is None and the length unknown: it may never end.
+        """
+        if num_records is None and self.length is None:
+            raise ValueError(
+                f"{self._label()} is a stream of unknown length: write "
+                "collect_to_array(num_records=...)."
+            )
+        wanted = self.length if num_records is None else num_records
+        expect_between("num_records", wanted, 1, MAX_RECORDS)
+        step = len(self._streams.numbers)
+        taken, skipped = self._streams.take(-(-wanted // step) * step)
+        parts = [part for parts in taken for part in parts if rows(part)]
+        if not parts:
+            self._begin(self._streams.epoch + 1)
+            return self.collect_to_array(num_records)
+        batch = joined(parts)
+        self._count(rows(batch), skipped)
+        arrays = {p: c for p, c in batch.items() if c.dtype != object}
+        return on_device(nested(arrays.items()))
+
+    # --- for a compiled loop ---------------------------------------------------------------------
+
+    def split(self, streams: int, process_index: int = 0, process_count: int = 1) -> Self:
+        """Returns a source at the start of epoch 0 that reads one process's canonical streams.
+
+        The shards are dealt to `streams` streams, each with its own window. Every batch holds the
+        same number of records of each, so any number of processes that divides `streams` reads the
+        same global batches: the processes' batches, joined in order.
+
+        Args:
+            streams: The number of canonical streams; it belongs to the run, not to its devices.
+            process_index: Which process this is.
+            process_count: How many there are.
+
+        Raises:
+            ValueError: If `process_count` does not divide `streams`, or there are fewer shards.
+        """
+        expect_between("process_count", process_count, 1, MAX_RECORDS)
+        expect_between("process_index", process_index, 0, process_count - 1)
+        expect_between("streams", streams, 1, MAX_RECORDS)
+        if streams % process_count:
+            raise ValueError(
+                f"{streams} streams cannot be dealt to {process_count} processes: use a number of "
+                f"processes that divides {streams}, or another number of streams from the start."
+            )
+        if streams > self._streams.shards.num_shards:
+            raise ValueError(
+                f"{streams} streams, but {self._label()} has {self._streams.shards.num_shards} "
+                f"shards: use at most as many streams, or store the data in more files."
+            )
+        share = streams // process_count
+        numbers = range(process_index * share, (process_index + 1) * share)
+        source = nnx.clone(self)
+        order = split_order(self._streams.order, streams)
+        source._streams = self._streams.fork(order=order, numbers=numbers)
+        source._begin(0)
+        return source
+
+    def read_batches(self, batches: int, batch_size: int) -> Block:
+        """Returns the next batches of this epoch, stacked in host memory.
+
+        It stops at the epoch's end: batches past it have no valid record, and `block.filled` says
+        how many have one. `next_epoch()` goes on. The source stands after the last of them; where
+        fewer are used, go back with `go_to(block.positions[used])`.
+
+        Args:
+            batches: How many batches.
+            batch_size: Records in a batch of this process.
+
+        Returns:
+            A `Block`: `columns` with arrays of shape `(batches, batch_size, ...)`, `valid` of shape
+            `(batches, batch_size)`, and the `positions` of which `state_at` makes states.
+        """
+        self._expect_size(batch_size)
+        block = read_block(self._streams, batches, batch_size)
+        self._count(int(block.valid.sum()), block.skipped)
+        return block
+
+    def next_epoch(self) -> None:
+        """Goes to the start of the next epoch."""
+        self._begin(self._streams.epoch + 1)
+
+    def go_to(self, position: Position) -> None:
+        """Goes back to a position of this epoch that `read_batches` gave."""
+        self._streams.restore(position)
+
+    def state_at(self, position: Position) -> dict[str, Any]:
+        """Returns what `get_state` returns when the source is at `position`."""
+        order = self._streams.order
+        return {
+            "version": STATE_VERSION,
+            **position.state(self._streams.numbers),
+            "order": {
+                "shuffle": order.shuffle,
+                "seed": order.seed,
+                "shuffle_buffer_size": order.window,
+                "streams": order.streams,
+            },
+            "fingerprint": self.fingerprint,
+            "revision": self.revision,
+        }
+
+    def position(self) -> Position:
+        """Returns where the source is: of it `state_at` makes a state, also later."""
+        return self._streams.position()
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the exact position, the order and the data's fingerprint: JSON-able, no rows."""
+        return self.state_at(self.position())
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned, of this source or of one with the same data.
+
+        A state of several processes' streams (see `merge_states`) serves each of them, whatever
+        their number is now.
+
+        Args:
+            state: The dict, also after a round trip through JSON.
+
+        Raises:
+            TypeError: If `state` is no dict.
+            ValueError: If its structure, data, revision, order or number of streams differ.
+        """
+        expect_dict(state)
+        own = self.get_state()
+        if state.keys() != own.keys() or state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"The state has {sorted(state)} of version {state.get('version')}; {self._label()} "
+                f"reads {sorted(own)} of version {STATE_VERSION}, as its get_state() returns them."
+            )
+        anew = "Restore it with what it was saved with, or begin anew with reset()."
+        for key, said in (("fingerprint", "fingerprint"), ("revision", "revision")):
+            if state[key] != own[key]:
+                raise ValueError(
+                    f"The state is of other data: its {said} is {state[key]}, that of "
+                    f"{self._label()} is {own[key]}. {anew}"
+                )
+        if state["order"] != own["order"]:
+            given = {k: v for k, v in _dict(state["order"]).items() if v != own["order"].get(k)}
+            here = {key: own["order"].get(key) for key in given}
+            raise ValueError(
+                f"The state is of another order: it has {given}, {self._label()} has {here}. {anew}"
+            )
+        _expect_streams(state, self._streams.numbers)
+        self._streams.load(state)
+        self.epoch.set_value(state["epoch"])
+        self._resumes = True
+
+    def clone(self) -> Self:
+        """Returns a source at the same position that shares the shards and moves on its own."""
+        clone = nnx.clone(self)
+        clone._streams = self._streams.fork()
+        clone._streams.load(self._streams.position().state(self._streams.numbers))
+        return clone
+
+    def close(self) -> None:
+        """Closes the files; the next record opens them again."""
+        position = self._streams.position().state(self._streams.numbers)
+        self._streams.close()
+        self._streams.load(position)
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def _begin(self, epoch: int) -> None:
+        self._streams.begin(epoch)
+        self.epoch.set_value(epoch)
+        self._resumes = False
+
+    def _reorder(self, **changes: Any) -> None:
+        old = self._streams
+        order = Order(**{**vars(old.order), **changes})
+        self._streams = old.fork(order=order)
+        old.close()
+        self._begin(old.epoch)
+
+    def _expect_size(self, batch_size: int) -> None:
+        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
+        streams = len(self._streams.numbers)
+        if batch_size % streams:
+            raise ValueError(
+                f"batch_size={batch_size}: expected a multiple of {streams}, the number of streams "
+                f"that {self._label()} reads; each gives as many records to every batch."
+            )
+
+    def _count(self, applied: int, skipped: int) -> None:
+        self._applied.set_value(self._applied.get_value() + applied)
+        if skipped:
+            self._skipped.set_value(self._skipped.get_value() + skipped)
+
+    def get_operation_stats(self) -> dict[str, int]:
+        """Returns how many records were handed out (`applied_count`), and how many damaged images
+        and shards were left out (`skipped_count`)."""
+        stats = super().get_operation_stats()
+        return stats | {"skipped_count": stats["skipped_count"] + self._streams.bad_shards}
+
+    def _label(self) -> str:
+        return self.name or type(self).__name__
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns one state of the states of all processes, taken after the same batch.
+
+    Args:
+        states: What `get_state` returned on each process of a split source.
+
+    Raises:
+        ValueError: If they are not of one run, or of different epochs.
+    """
+    first = states[0]
+    for state in states[1:]:
+        differ = [k for k in first if k not in ("streams", "turn") and state.get(k) != first[k]]
+        if differ:
+            raise ValueError(f"The states are not of one run: they differ in {listed(differ)}.")
+    streams = {n: stream for state in states for n, stream in state["streams"].items()}
+    return {**first, "turn": 0, "streams": dict(sorted(streams.items(), key=lambda x: int(x[0])))}
+
+
+# --- pure parts --------------------------------------------------------------------------------
+
+
+def on_device(batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns a batch with its arrays on the default device; host columns stay."""
+    leaves, structure = jax.tree.flatten(batch)
+    arrays = [n for n, x in enumerate(leaves) if getattr(x, "dtype", None) not in (None, object)]
+    for n, x in zip(arrays, jax.device_put([leaves[n] for n in arrays]), strict=True):
+        leaves[n] = x
+    return jax.tree.unflatten(structure, leaves)
+
+
+class _First(NamedTuple):
+    table: pa.Table
+    features: datasets.Features
+
+
+def _first_rows(shards: Shards, care: Care, *, keep: bool) -> tuple[_First, dict[int, OpenShard]]:
+    """Returns the first rows, and the shards opened for them: reading begins with these again."""
+    opened = {}
+    for number in range(shards.num_shards):
+        shard = OpenShard(shards, number, care)
+        table = shard.peek()
+        if keep:
+            opened[number] = shard
+        else:
+            shard.close()
+        if table is not None:
+            features = shards.features or datasets.Features.from_arrow_schema(table.schema)
+            return _First(table, features), opened
+    raise ValueError("The stream is empty: there is no row in any of its shards.")
+
+
+def _fingerprint(shards: Shards, first: _First) -> str:
+    digest = Digest("stream", shards.num_shards, shards.length)
+    for name in sorted(first.features):
+        digest.note(name, first.features[name])
+        column = first.table.column(name).slice(0, _FINGERPRINTED)
+        digest.arrow(pa.concat_arrays(column.chunks))
+    return digest.hex()
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {"order": value}
+
+
+def _expect_streams(state: dict[str, Any], numbers: Sequence[int]) -> None:
+    expect_between("epoch", state["epoch"], 0, 2**31 - 1)
+    streams = _dict(state["streams"])
+    missing = [n for n in numbers if str(n) not in streams]
+    if missing:
+        raise ValueError(
+            f"The state has the streams {listed(streams)}, and this process reads {missing} too: "
+            "join the states of all processes with merge_states([...]) first."
+        )
+    for number in numbers:
+        keys = {"anchor", "window", "position", "check"}
+        if not isinstance(streams[str(number)], dict) or streams[str(number)].keys() != keys:
+            raise ValueError(f"The state is not one that get_state() returned: stream {number}.")

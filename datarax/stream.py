@@ -1,0 +1,323 @@
+"""A canonical stream: its share of the shards, in windows that are shuffled, from any position."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datarax import order
+from datarax.decoder import Decoder, Path
+from datarax.fingerprint import Digest
+from datarax.reader import Care, OpenShard, Piece, Reader
+from datarax.shards import READ_ROWS, Shards
+
+_WIDTH = 8  # shards open at once where rows are shuffled
+
+Part = dict[Path, np.ndarray]
+
+START = {"anchor": None, "window": 0, "position": 0, "check": None}
+"""The state of a stream at the start of an epoch."""
+
+
+def permutation(length: int, *key: int) -> np.ndarray:
+    """Returns a pseudo-random permutation of a short range: a sort by SplitMix64 hashes.
+
+    A window is permuted as a whole, and its length is seldom the same twice: `index_shuffle` would
+    be compiled for each.
+
+    Args:
+        length: How many, up to 2**31.
+        key: Integers that name the permutation.
+
+    Returns:
+        int64 array of shape `(length,)`.
+    """
+    seed = np.uint64(0)
+    for word in key:
+        seed = _mix(np.uint64([seed]) ^ np.uint64(word))[0]
+    bits = np.uint64(max(length - 1, 1).bit_length())
+    index = np.arange(length, dtype=np.uint64)
+    # The hash's lower bits give way to the index: no two are equal, so any sort gives the same.
+    keys = ((_mix(index + seed) >> bits) << bits) | index
+    keys.sort()
+    return (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function (Steele, Lea and Flood, 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a stream's records.
+
+    Args:
+        shuffle: Whether each epoch has its own random order.
+        seed: Seed of that order; epoch `e` follows `(seed + e) % 2**32`.
+        window: How many rows are shuffled together.
+        streams: The number of canonical streams that the shards are dealt to.
+    """
+
+    shuffle: bool
+    seed: int
+    window: int
+    streams: int = 1
+
+    def shards(self, num_shards: int, epoch: int, stream: int) -> list[int]:
+        """Returns the shards of one canonical stream in one epoch, in order."""
+        ids = np.arange(num_shards)
+        if self.shuffle:
+            seed = np.uint32(self.epoch_seed(epoch))
+            ids = np.asarray(order.index_shuffle(ids, num_records=num_shards, seed=seed))
+        return ids[stream :: self.streams].tolist()
+
+    def epoch_seed(self, epoch: int) -> int:
+        """Returns the seed of an epoch's order."""
+        return (self.seed + epoch) % 2**32
+
+
+class Window:
+    """Rows that are shuffled together.
+
+    Args:
+        pieces: The rows, as they were read.
+        decoder: What makes columns of them.
+        permutation: The order of the rows; None as they were read.
+        anchor: The reader's state before them.
+        number: How many windows came before in this epoch.
+        label: Names a shard in an error.
+    """
+
+    def __init__(
+        self,
+        pieces: list[Piece],
+        decoder: Decoder,
+        permutation: np.ndarray | None,
+        anchor: dict[str, Any],
+        number: int,
+        label: Callable[[int], str],
+    ):
+        self.anchor, self.number = anchor, number
+        self._pieces, self._decoder, self._order, self._label = pieces, decoder, permutation, label
+        tables = [piece.table for piece in pieces]
+        self._table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+        self._numbers = decoder.numbers(self._table, self._place)
+        if permutation is not None:
+            self._numbers = {path: column[permutation] for path, column in self._numbers.items()}
+        self._check = None
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def rows(self, start: int, stop: int) -> tuple[Part, dict[int, str]]:
+        """Returns rows `start` to `stop`, and what is wrong with damaged ones, by their number."""
+        part = {path: column[start:stop] for path, column in self._numbers.items()}
+        if not self._decoder.lazy:
+            return part, {}
+        rows = range(start, stop) if self._order is None else self._order[start:stop]
+        if self._order is None:
+            table = self._table.slice(start, stop - start)
+        else:
+            table = self._table.take(pa.array(rows))
+        rest, damage = self._decoder.rest(table, lambda row: self._place(int(rows[row])))
+        named = {row: f"{self._place(int(rows[row]))}: {found}" for row, found in damage.items()}
+        return part | rest, named
+
+    def check(self) -> str:
+        """Returns a hash of a few rows, by which a window that was read again is recognised."""
+        if self._check is None:
+            digest = Digest("window", len(self))
+            few = self._table.take(pa.array(sorted({0, len(self) // 2, len(self) - 1})))
+            for name in sorted(few.column_names):
+                digest.arrow(pa.concat_arrays(few.column(name).chunks))
+            self._check = digest.hex()[:16]
+        return self._check
+
+    def _place(self, row: int) -> str:
+        """Says where row `row`, as it was read, comes from."""
+        for piece in self._pieces:
+            if row < len(piece.table):
+                break
+            row -= len(piece.table)
+        return f"row {piece.row + row} of {self._label(piece.shard)}"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A position in a stream, from which its state can be made: cheap to take for every batch."""
+
+    epoch: int
+    window: Window | None
+    position: int
+    pending: dict[str, Any]
+
+    def state(self) -> dict[str, Any]:
+        """Returns the position: JSON-able, a few hundred bytes, without rows."""
+        if self.window is None:
+            return self.pending
+        return {
+            "anchor": self.window.anchor,
+            "window": self.window.number,
+            "position": self.position,
+            "check": self.window.check(),
+        }
+
+
+class Stream:
+    """One canonical stream.
+
+    Args:
+        shards: The shards of all streams.
+        decoder: What makes columns of rows.
+        order: The order of all streams.
+        number: Which stream it is, from 0.
+        care: What to do where reading fails.
+        opened: Shards that are open already, at their start.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        decoder: Decoder,
+        order: Order,
+        number: int,
+        care: Care,
+        opened: dict[int, OpenShard] | None = None,
+    ):
+        self._shards, self._decoder, self._order = shards, decoder, order
+        self._number, self._care = number, care
+        self._opened = {} if opened is None else opened
+        self._bad_before = 0
+        self._reader = None
+        self.begin(0)
+
+    def begin(self, epoch: int) -> None:
+        """Goes to the start of an epoch; nothing is read yet."""
+        self._renew(epoch)
+        self._pending = START
+
+    def load(self, epoch: int, state: dict[str, Any]) -> None:
+        """Goes to a state; nothing is read yet."""
+        self._renew(epoch)
+        self._pending = state
+
+    def _renew(self, epoch: int) -> None:
+        if self._reader is not None:
+            self._bad_before += self._reader.bad
+            self._reader.close()
+        self._epoch, self._reader = epoch, None
+        self._window, self._position = None, 0
+
+    def mark(self) -> Mark:
+        """Returns the present position."""
+        return Mark(self._epoch, self._window, self._position, self._pending)
+
+    @property
+    def bad_shards(self) -> int:
+        """How many shards could not be read to their end."""
+        return self._bad_before + (0 if self._reader is None else self._reader.bad)
+
+    def restore(self, mark: Mark) -> None:
+        """Goes back to a mark of this stream."""
+        if mark.window is not None and mark.window is self._window:
+            self._position = mark.position
+        else:
+            self.load(mark.epoch, mark.state())
+
+    def take(self, count: int) -> tuple[list[Part], int]:
+        """Returns the next `count` records, fewer at the end of the epoch.
+
+        Returns:
+            Parts that hold the records in order, and how many damaged ones were left out.
+        """
+        parts, skipped = [], 0
+        while count > 0 and self._ready():
+            stop = min(self._position + count, len(self._window))
+            part, damage = self._window.rows(self._position, stop)
+            if damage:
+                if self._care.on_bad_rows == "raise":
+                    raise ValueError(
+                        f"{damage[min(damage)]}: the image cannot be decoded. Repair it, or leave "
+                        "such rows out with on_bad_rows='skip'."
+                    )
+                keep = np.setdiff1d(np.arange(stop - self._position), list(damage))
+                part = {path: column[keep] for path, column in part.items()}
+            count -= stop - self._position - len(damage)
+            skipped += len(damage)
+            self._position = stop
+            parts.append(part)
+        return parts, skipped
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._reader is not None:
+            self._reader.close()
+
+    # --- windows ---------------------------------------------------------------------------------
+
+    def _ready(self) -> bool:
+        """Makes sure that there is a row to take; False at the end of the epoch."""
+        if self._window is None:
+            return self._resume()
+        while self._position >= len(self._window):
+            following = self._fill(self._window.number + 1)
+            if following is None:
+                return False
+            self._window, self._position = following, 0
+        return True
+
+    def _resume(self) -> bool:
+        state = self._pending
+        if self._reader is None:
+            self._reader = self._new_reader()
+            if state["anchor"] is not None:
+                self._reader.load(state["anchor"])
+        window = self._fill(state["window"])
+        if window is None and state["check"] is None:
+            return False
+        if window is None or state["check"] not in (None, window.check()):
+            self._renew(self._epoch)  # asking again is an error again
+            raise ValueError(
+                "the stream does not give the rows again that it gave before its state was saved: "
+                "the data changed, or they come from a generator that draws at random or gives "
+                "each row once. Give it a fixed seed, save its rows to files, or begin anew with "
+                "reset()."
+            )
+        self._window, self._position = window, state["position"]
+        return self._ready()
+
+    def _new_reader(self) -> Reader:
+        ids = self._order.shards(self._shards.num_shards, self._epoch, self._number)
+        mixed = self._order.shuffle
+        return Reader(
+            self._shards,
+            ids,
+            self._care,
+            width=_WIDTH if mixed else 1,
+            turn=-(-self._order.window // _WIDTH) if mixed else READ_ROWS,
+            opened=self._opened,
+        )
+
+    def _fill(self, number: int) -> Window | None:
+        anchor = self._reader.state()
+        size = self._order.window if self._order.shuffle else 1
+        try:
+            pieces, rows = [], 0
+            while rows < size and (piece := self._reader.read()) is not None:
+                pieces.append(piece)
+                rows += len(piece.table)
+            if not pieces:
+                return None
+            mixed = None
+            if self._order.shuffle:
+                mixed = permutation(rows, self._order.epoch_seed(self._epoch), self._number, number)
+            return Window(pieces, self._decoder, mixed, anchor, number, self._shards.label)
+        except BaseException:
+            self._reader.load(anchor)  # so that the next attempt loses nothing
+            raise
