@@ -15,7 +15,7 @@ from trainers import Trainer
 from trainers.batches import Batches, as_pipeline
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(
     n=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 99), on=st.booleans()
 )

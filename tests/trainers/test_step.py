@@ -27,13 +27,10 @@ def _cross_entropy(model, batch):
 
 
 def _plain_optax(model, loss, batches, optimizer):
-    """A plain loop: the mean loss over each batch's records, and `optimizer`.
+    """Trains a clone of `model` on `batches` with a plain loop.
 
-    Args:
-        loss: `(model, batch) -> (sum of weighted losses, sum of weights)`.
-
-    Returns:
-        The parameters, and those sums for each batch.
+    `loss(model, batch)` returns the sum of the weighted losses and the sum of the weights. Returns
+    the parameters, and those two sums for each batch.
     """
     definition, params, rest = nnx.split(nnx.clone(model), nnx.Param, ...)
     state, totals = optimizer.init(params), []
@@ -317,5 +314,5 @@ def test_bfloat16_leaves_targets_as_they_are():
 
 def test_float16_is_refused():
     for precision in (jnp.float16, "float16"):
-        with pytest.raises(ValueError, match="write precision=jnp.bfloat16"):
+        with pytest.raises(ValueError, match=r"write precision=jnp\.bfloat16"):
             Trainer(MLP(), labelled(), precision=precision)
