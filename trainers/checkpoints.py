@@ -73,7 +73,7 @@ class Store:
 
     def steps(self) -> list[int]:
         """Returns the steps of whole checkpoints, in order."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, arrays: dict[str, Any], data: dict, run: dict) -> None:
         """Saves a checkpoint; the writing goes on in the background.
