@@ -70,39 +70,58 @@ def _index_shuffle(index, seed, num_records, rounds):
     # Grain takes ceil(log2(max_index)) for the width, which is one bit short at 2**even + 1.
     bits = max((num_records - 1).bit_length(), 16)
     width = (bits + 1) // 2
+    block = jnp.uint16 if width == 8 else jnp.uint32
     keys = _round_keys(seed, rounds, width)
-    # Short permutations walk 2**16 / num_records times on average: several walks per iteration
-    # spread the loop's overhead.
-    walks = 8 if num_records < 2**14 else 1
+    value = _encrypt(index.astype(block), keys, width)
+    return _walk(value, keys, width, np.asarray(num_records - 1, block)).astype(jnp.int32)
 
-    def outside(value):
-        return value >= np.uint32(num_records)
+
+def _walk(value, keys, width, largest):
+    """Encrypts blocks above `largest` again until none is."""
+    # A short permutation takes 2**16 / num_records walks on average, and the slowest of 128
+    # positions five times as many: the last quarter of the positions walks on by itself.
+    short = largest < 2**13
+    few = value.size // 4 if short and value.ndim == 1 and value.size >= 32 else 0
 
     def walk(value):
-        for _ in range(walks):
-            value = jnp.where(outside(value), _encrypt(value, keys, width), value)
+        for _ in range(2 if short else 1):  # two spread the loop's overhead
+            value = jnp.where(value > largest, _encrypt(value, keys, width), value)
         return value
 
-    value = _encrypt(index, keys, width)
-    value = lax.while_loop(lambda value: jnp.any(outside(value)), walk, value)
-    return value.astype(jnp.int32)
+    def go_on(value):
+        outside = value > largest
+        return jnp.sum(outside, dtype=jnp.int32) > few if few else jnp.any(outside)
+
+    value = lax.while_loop(go_on, walk, value)
+    if not few:
+        return value
+    outside = value > largest
+    slot = jnp.where(outside, jnp.cumsum(outside) - 1, few)
+    place = jnp.full(few, value.size).at[slot].set(jnp.arange(value.size), mode="drop")
+    rest = value.at[place].get(mode="fill", fill_value=0)
+    keys = [key.at[place].get(mode="clip") if key.ndim else key for key in keys]
+    return value.at[place].set(_walk(rest, keys, width, largest), mode="drop")
 
 
 def _encrypt(value, keys, width):
     """Encrypts blocks of two `width`-bit words with Simon's round function."""
-    mask = np.uint32((1 << width) - 1)
+    # The narrowest words that hold the bits: the most of them fit into a vector register.
+    word = jnp.uint8 if width == 8 else jnp.uint16
+    mask = np.asarray((1 << width) - 1, word)
+    shift = np.asarray(width, value.dtype)
 
-    def rotate(x, by):
-        return ((x << np.uint32(by)) & mask) | (x >> np.uint32(width - by))
+    def rotate(x, by):  # bits above the word's are left over, for `mix` to mask
+        by %= width
+        return (x << np.asarray(by, word)) | (x >> np.asarray(width - by, word)) if by else x
 
     def mix(x):
-        return (rotate(x, 1) & rotate(x, 8)) ^ rotate(x, 2)
+        return ((rotate(x, 1) & rotate(x, 8)) ^ rotate(x, 2)) & mask
 
-    left, right = (value >> np.uint32(width)) & mask, value & mask
+    left, right = (value >> shift).astype(word), value.astype(word) & mask
     for even, odd in zip(keys[::2], keys[1::2], strict=True):
-        left = left ^ mix(right) ^ even
-        right = right ^ mix(left) ^ odd
-    return (left << np.uint32(width)) | right
+        left = left ^ mix(right) ^ even.astype(word)
+        right = right ^ mix(left) ^ odd.astype(word)
+    return (left.astype(value.dtype) << shift) | right.astype(value.dtype)
 
 
 def _round_keys(seed, rounds, width):
