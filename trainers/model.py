@@ -31,8 +31,8 @@ def expect_trainable(model: nnx.Module, wrt: Any) -> None:
     kinds = sorted({type(v).__name__ for _, v in nnx.to_flat_state(rest)})
     if not found:
         raise ValueError(
-            f"wrt={wrt} selects none of the model's variables, which are of {listed(kinds)}: "
-            "write wrt=nnx.Param."
+            f"wrt={wrt} selects none of the model's variables, which are {listed(kinds) or 'none'}"
+            ": there is nothing to train. Write wrt=nnx.Param, and a model that has some."
         )
     for path, leaf in found:
         if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):

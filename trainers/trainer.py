@@ -127,10 +127,21 @@ class Trainer:
                 f"optimizer is a {type(optimizer).__name__}: expected an optax transformation, "
                 "such as optimizer=optax.adamw(1e-3)."
             )
-        if precision is not None and jnp.dtype(precision) == jnp.float16:
-            raise ValueError(
-                "precision=float16 overflows without loss scaling: write precision=jnp.bfloat16."
+        if loss is not None and not callable(loss):
+            raise TypeError(
+                f"loss is a {type(loss).__name__}: expected a function (model, batch) -> losses of "
+                "shape (batch,), or None for the one that fits the features."
             )
+        if metrics is not None and not (
+            isinstance(metrics, type) and issubclass(metrics, clu.Collection)
+        ):
+            raise TypeError(
+                f"metrics={metrics!r}: expected a clu.metrics.Collection class, such as "
+                "metrics=clu.metrics.Collection.create(accuracy=clu.metrics.Accuracy)."
+            )
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(f"ema={ema}: expected a number between 0 and 1, such as ema=0.999.")
+        _expect_precision(precision)
         if resume_data not in ("exact", "restart"):
             raise ValueError(f'resume_data={resume_data!r}: expected "exact" or "restart".')
         if not isinstance(checkpoint, Checkpoints):
@@ -297,6 +308,13 @@ class Trainer:
 
 def _features(pipeline: Pipeline) -> Mapping[str, Any]:
     return getattr(pipeline.source, "features", None) or {}
+
+
+def _expect_precision(precision: Any) -> None:
+    if precision is None or jnp.dtype(precision) in (jnp.bfloat16, jnp.float32):
+        return
+    why = " overflows without loss scaling" * (jnp.dtype(precision) == jnp.float16)
+    raise ValueError(f"precision={jnp.dtype(precision)}{why}: write precision=jnp.bfloat16.")
 
 
 def _named(source: Any) -> dict[str, Any]:

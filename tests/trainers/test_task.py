@@ -115,7 +115,10 @@ def test_tokens_and_mask_reach_the_model_by_name():
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8])
 def test_tokens_without_a_label_give_next_token_loss_under_the_mask(dtype):
     tokens, model = _tokens(), Language()
-    data = {"input_ids": tokens["input_ids"].astype(dtype), "attention_mask": tokens["attention_mask"]}
+    data = {
+        "input_ids": tokens["input_ids"].astype(dtype),
+        "attention_mask": tokens["attention_mask"],
+    }
     logits, targets = model(tokens["input_ids"])[:, :-1], tokens["input_ids"][:, 1:]
     weight = tokens["attention_mask"][:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -271,7 +274,11 @@ def test_what_cannot_be_inferred_is_an_error_when_the_trainer_is_made(
             _columns(target=np.zeros(10, np.float32)),
             r"returns \(batch, 3\), but 'target' has shape \(batch,\)",
         ),
-        (MLP(classes=2), _columns(label=INTEGERS), "'label' holds 0 to 2, but the model's 2 logits"),
+        (
+            MLP(classes=2),
+            _columns(label=INTEGERS),
+            "'label' holds 0 to 2, but the model's 2 logits",
+        ),
         (MLP(), _columns(label=INTEGERS - 1), "'label' holds -1 to 1.*without a label"),
         (MLP(), _columns(label=0 * INTEGERS - 1), "'label' holds -1 to -1"),
         (
