@@ -37,6 +37,7 @@ class EagerSourceBase(DataraxModule):
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order, from 0 to 2**32 - 1.
         fingerprint: Fingerprint of the data's content; computed from `data` where None.
+        revision: What the data was resolved to, such as a commit of the Hub; part of the state.
         rngs: Random streams that the source keeps; they never decide the order.
         name: A name for messages.
 
@@ -60,6 +61,7 @@ class EagerSourceBase(DataraxModule):
         shuffle: bool = False,
         seed: int = 42,
         fingerprint: str | None = None,
+        revision: str | None = None,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
     ):
@@ -72,6 +74,7 @@ class EagerSourceBase(DataraxModule):
         self._shuffle = shuffle
         self._seed = seed
         self.fingerprint = fingerprint or fingerprint_arrays(data)
+        self.revision = revision
         self._resumes = nnx.Variable(False)  # whether a `for` goes on where `set_state` put it
 
     # --- the data --------------------------------------------------------------------------------
@@ -252,13 +255,14 @@ class EagerSourceBase(DataraxModule):
     def get_state(self) -> dict[str, Any]:
         """Returns the position, the order and the data's fingerprint: JSON-able, never the data."""
         epoch, index = self._position()
-        return {
+        state = {
             "version": STATE_VERSION,
             "epoch": epoch,
             "index": index,
             "order": {"shuffle": self._shuffle, "seed": self._seed},
             "fingerprint": self.fingerprint,
         }
+        return state if self.revision is None else state | {"revision": self.revision}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what `get_state` returned, of this source or of one with the same data.
@@ -272,7 +276,9 @@ class EagerSourceBase(DataraxModule):
         """
         expect_dict(state)
         own = self.get_state()
-        if state.keys() != own.keys() or state.get("version") != STATE_VERSION:
+        # The content counts, not where it came from: a copy of a Hub dataset has no revision.
+        same = state.keys() - {"revision"} == own.keys() - {"revision"}
+        if not same or state.get("version") != STATE_VERSION:
             raise ValueError(
                 f"The state has {sorted(state)} of version {state.get('version')}; {self._label()} "
                 f"reads {sorted(own)} of version {STATE_VERSION}, as its get_state() returns them."

@@ -134,6 +134,7 @@ class HFEagerSource(EagerSourceBase):
             shuffle=config.shuffle,
             seed=config.seed,
             fingerprint=loaded.fingerprint,
+            revision=loaded.revision,
             rngs=rngs,
             name=name or f"{type(self).__name__}({config.name}:{config.split})",
         )
