@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -21,9 +22,12 @@ from tests.support.models import (
     points,
 )
 from trainers import Trainer
+from trainers.batches import Batches, as_pipeline
 from trainers.loop import Loop
-from trainers.step import train_step
-from trainers.trainer import _definition
+from trainers.model import split
+from trainers.state import State, Window, strong
+from trainers.step import Objective, Update, train_step
+from trainers.task import infer
 
 # --- Loop by itself ------------------------------------------------------------------------------
 
@@ -101,17 +105,38 @@ def test_the_cadence_does_not_change_a_bit_of_a_convolutional_model():
     assert_same(results[1].model, results[0].model)
 
 
+def _parts(model, source, batch_size):
+    """Returns the train step of an inferred task, its data and a function that makes its state."""
+    batches = Batches(as_pipeline(source, batch_size))
+    task, optimizer = infer(model, {}, batches), optax.adamw(1e-3)
+    objective = Objective(task.loss, task.metrics, task.label)
+    definition, params, rest = split(model, nnx.Param, training=True)
+    update = Update(optimizer, nnx.Param, accumulate=1, ema=None)
+    step = train_step(definition, objective, update, batches.rows)
+
+    def start():
+        window = Window.empty(objective.metrics)
+        state = State(
+            params, rest, optimizer.init(params), None, batches.stages, window, jnp.zeros(())
+        )
+        return strong(state)
+
+    return step, batches.data, start
+
+
 def test_steps_called_from_python_equal_the_loop_bit_by_bit():
-    trainer = Trainer(Normed(), labelled(50), batch_size=16)
-    state = trainer._start()
-    loop = trainer._trace(state)
-    assert not loop.from_python
-    definition = _definition(trainer.model, nnx.Param, training=True)
-    step = train_step(definition, trainer._objective, trainer._update, trainer._batches.rows)
-    data = trainer._batches.data
-    called = Loop(lambda *arguments: _beside_a_convolution(step(*arguments)), state, data)
+    source = memory({n: c for n, c in points(50).items() if n != "id"}, shuffle=True)
+    step, data, start = _parts(Normed(), source, 16)
+    looped = Loop(step, start(), data)
+    called = Loop(lambda *arguments: _beside_a_convolution(step(*arguments)), start(), data)
+    assert not looped.from_python
     assert called.from_python == (jax.default_backend() == "cpu")
-    assert_same(called(trainer._start(), data, 0, 9), loop(state, data, 0, 9))
+    expected = looped(start(), data, 0, 9)
+    assert_same(called(start(), data, 0, 9), expected)
+    state = start()
+    for cut in ((0, 1), (1, 4), (4, 9)):
+        state = looped(state, data, *cut)
+    assert_same(state, expected)
 
 
 def _beside_a_convolution(state):
@@ -140,12 +165,10 @@ def test_a_convolutional_run_is_traced_once_too():
 
 
 def test_the_compiled_chunk_talks_to_no_host_and_keeps_the_data_out_of_its_results():
-    source = memory(points(64), shuffle=True)
-    pipeline = Pipeline(source=source, stages=[_without_id], batch_size=16)
-    trainer = Trainer(Normed(), pipeline, steps=4)
-    state = trainer._start()
-    loop = trainer._trace(state)
-    text = loop.program.as_text()
+    columns = {name: column for name, column in points(64).items() if name != "id"}
+    step, data, start = _parts(Normed(), memory(columns, shuffle=True), 16)
+    state = start()
+    text = Loop(step, state, data).program.as_text()
     for forbidden in ("infeed", "outfeed", "send(", "recv(", "callback", "SendToHost"):
         assert forbidden not in text, forbidden
 
