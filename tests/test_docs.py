@@ -1,8 +1,10 @@
-"""The examples in docstrings run and give what they show."""
+"""The examples in docstrings and in the guide run and give what they show."""
 
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import datasets
 import jax
@@ -13,6 +15,8 @@ from flax import nnx
 
 import datarax
 import trainers
+
+ROOT = Path(__file__).parents[1]
 
 
 def modules():
@@ -31,3 +35,10 @@ def test_docstrings(name):
     public |= {k: v for k, v in vars(trainers).items() if not k.startswith("_")}
     result = doctest.testmod(module, extraglobs=names | public | vars(module), verbose=False)
     assert result.failed == 0
+
+
+def test_the_guides_examples_run_one_after_the_other():
+    text = (ROOT / "docs" / "guide.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, "guide.md", "exec"), names)

@@ -58,7 +58,9 @@ class Fit:
                 loop.compile()
             with (
                 contextlib.closing(self._keeper.writers(run)) as self._writers,
-                contextlib.closing(Progress(plan.steps, plan.batches.batch_size)) as self._progress,
+                contextlib.closing(
+                    Progress(plan.steps, plan.batches.batch_size, run.step)
+                ) as self._progress,
             ):
                 status = self._train(loop)
                 self._keeper.save(run, self.state)
@@ -69,7 +71,6 @@ class Fit:
         """The loop. The order of its parts is important."""
         plan, run, pace = self.plan, self.run, Pace()
         data = plan.batches.data_from(run.first)
-        self._progress.advance(run.step)
         while True:
             # 1. What is due at this step, once: the log, the evaluation, the callbacks. A signal
             #    leaves it undone; the next start does it, with the same state.
@@ -90,7 +91,7 @@ class Fit:
                 self.state = loop(self.state, data, run.step, stop)
                 jax.block_until_ready(self.state.loss)
             run.step = stop
-            self._progress.advance(stop)
+            self._progress.advance(stop, pace.seconds)
 
     # --- what is due at a step -------------------------------------------------------------------
 

@@ -15,20 +15,24 @@ class Progress:
     Args:
         steps: Number of steps of the run.
         batch_size: Records in a step.
+        done: Number of steps that are finished already.
     """
 
-    def __init__(self, steps: int, batch_size: int):
+    def __init__(self, steps: int, batch_size: int, done: int = 0):
         self._steps = steps
         self._batch_size = batch_size
-        self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True) if _terminal() else None
-        self._begun: tuple[float, int] | None = None
+        self._first = self._done = done
+        self._seconds = 0.0
+        self._begun = time.perf_counter()
+        self._bar = None
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
         self._said = -float("inf")
 
-    def advance(self, step: int) -> None:
-        """Notes that `step` steps are finished."""
-        now = time.perf_counter()
-        if self._begun is None:  # the first chunk's time is the compilation's
-            self._begun = (now, step)
+    def advance(self, step: int, seconds: float) -> None:
+        """Notes that `step` steps are finished, the latest of them in `seconds`."""
+        self._seconds += seconds
+        self._done = step
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -53,12 +57,10 @@ class Progress:
             self._bar.close()
 
     def _rate(self, step: int) -> str:
-        if self._begun is None or step <= self._begun[1]:
+        finished = step - self._first
+        if not finished:
             return ""
-        rate = (step - self._begun[1]) / (time.perf_counter() - self._begun[0])
-        left = tqdm.format_interval((self._steps - step) / rate)
+        rate = finished / self._seconds
+        passed = (time.perf_counter() - self._begun) / finished  # with evaluating and saving
+        left = tqdm.format_interval((self._steps - step) * passed)
         return f"{rate * self._batch_size:,.0f} examples/s  {left} left"
-
-
-def _terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
