@@ -110,6 +110,16 @@ class Batches:
 
     def _look(self, data, stages):
         stored, batch, _, _ = self._form(data, stages, jnp.int32(0))
+        if not isinstance(batch, dict):
+            raise TypeError(
+                f"The last stage returns a {type(batch).__name__}: expected a dict of columns."
+            )
+        for path, column in jax.tree.leaves_with_path(dict(batch)):
+            if column.shape[:1] != (self.batch_size,):
+                raise ValueError(
+                    f"The stages return {jax.tree_util.keystr(path)} of shape {column.shape}: "
+                    f"expected ({self.batch_size}, ...), one row a record."
+                )
         self._unchanged = {name for name in batch if batch[name] is stored.get(name)}
         return dict(batch)
 

@@ -40,7 +40,14 @@ class Window:
         """Returns the loss and the metrics by name, as NumPy values."""
         window = jax.device_get(self)
         with np.errstate(invalid="ignore"):  # where every weight was 0, the mean is NaN
-            return {"loss": window.loss / window.weight, **window.metrics.compute()}
+            values = {"loss": window.loss / window.weight, **window.metrics.compute()}
+        for name, value in values.items():
+            if np.ndim(value):
+                raise ValueError(
+                    f"Metric {name!r} has shape {np.shape(value)}: expected one number, such as "
+                    "its mean."
+                )
+        return values
 
 
 @jax.tree_util.register_dataclass

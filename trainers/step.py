@@ -13,7 +13,6 @@ import optax
 from clu import metrics as clu
 from flax import nnx
 
-from datarax.errors import listed
 from trainers.state import State, Window, keep_dtypes
 
 Batch = dict[str, jax.Array]
@@ -73,13 +72,22 @@ class Objective:
 
     def _measured(self, given: dict[str, jax.Array]) -> clu.Collection:
         try:
-            return self.metrics.single_from_model_output(**given)
-        except (KeyError, TypeError) as error:  # clu's way to say that a metric misses its input
+            metrics = self.metrics.single_from_model_output(**given)
+        except (KeyError, TypeError, ValueError) as error:  # clu's ways to miss an input
+            shapes = ", ".join(f"{name!r} {jnp.shape(value)}" for name, value in given.items())
             raise ValueError(
-                f"{self.metrics.__name__} cannot be computed of {listed(given)}: {error}. The "
-                "metrics are given what the loss returns beside the losses: write return losses, "
-                '{"logits": logits, "labels": batch["label"]}.'
+                f"{self.metrics.__name__} cannot be computed of {shapes}: {error}. The metrics are "
+                "given what the loss returns beside the losses, with the losses' mask: write "
+                'return losses, {"logits": logits, "labels": batch["label"]}.'
             ) from error
+        for name, metric in vars(metrics).items():
+            if _shapes(metric) != _shapes(getattr(self.metrics.empty(), name)):
+                raise ValueError(
+                    f"Metric {name!r} is a {type(metric).__name__}, which grows from batch to "
+                    "batch: expected sums, such as clu.metrics.Average. What each record gives, "
+                    "predict(source) returns."
+                )
+        return metrics
 
 
 def _checked(result: Any, size: int) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -97,6 +105,10 @@ def _checked(result: Any, size: int) -> tuple[jax.Array, dict[str, jax.Array]]:
             "averaging: leave out .mean()."
         )
     return losses, dict(outputs)
+
+
+def _shapes(metric: clu.Metric) -> Any:
+    return jax.tree.map(jnp.shape, jax.tree.leaves(metric)), jax.tree.structure(metric)
 
 
 def _kind(value: Any) -> str:
@@ -238,7 +250,12 @@ def _known(new: nnx.State, old: nnx.State) -> nnx.State:
 def _carried(new: nnx.State, lowered: nnx.State, old: nnx.State) -> nnx.State:
     """Returns `new` in the dtypes of `old`; what the model left as it was, bit for bit as `old`."""
 
-    def one(new, lowered, old):
-        return old if new is lowered else keep_dtypes(new, old)
+    def one(path, new, lowered, old):
+        if jnp.shape(new) != old.shape:
+            raise ValueError(
+                f"The model changes {jax.tree_util.keystr(path)} from shape {old.shape} to "
+                f"{jnp.shape(new)}: what it keeps from step to step has one shape."
+            )
+        return old if new is lowered else keep_dtypes(jnp.asarray(new), old)
 
-    return jax.tree.map(one, new, lowered, old)
+    return jax.tree.map_with_path(one, new, lowered, old)

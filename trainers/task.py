@@ -39,9 +39,15 @@ class Task:
 
     loss: Callable[[nnx.Module, dict], Any]
     metrics: type[clu.Collection]
-    predict: Callable[[nnx.Module, dict], Any]
+    predict: "Inputs"
     label: str | None
     classes: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a source must have: the inputs and the label."""
+        label = () if self.label is None else (self.label,)
+        return *self.predict.positional, *self.predict.named, *label
 
 
 def infer(model: nnx.Module, features: Mapping[str, Any], batches: Batches, precision=None) -> Task:

@@ -13,7 +13,7 @@ from etils import epath
 from flax import nnx
 
 from datarax import Pipeline
-from datarax.errors import expect_between
+from datarax.errors import expect_between, listed
 from trainers import task as tasks
 from trainers.batches import Batches, as_pipeline
 from trainers.callbacks import Callback
@@ -191,11 +191,21 @@ class Trainer:
 
     def _objective_on(self, batches: Batches) -> Objective:
         """Returns the objective, which raises where the source's labels do not fit the logits."""
-        column = self._task.classes if self._task else None
-        extent = batches.extent(column) if column in batches.spec else None
+        task = self._task
+        if task is None:
+            return self._objective
+        for name in task.columns:
+            if name in batches.host:
+                raise batches.host[name].error()
+            if name not in batches.spec:
+                raise ValueError(
+                    f"There is no column {name!r}, which the training source has: there are "
+                    f"{listed(batches.spec)}. Rename a column, or leave the source out."
+                )
+        extent = None if task.classes is None else batches.extent(task.classes)
         if extent is None:
             return self._objective
-        loss = tasks.bounded(self._objective.loss, column, extent)
+        loss = tasks.bounded(self._objective.loss, task.classes, extent)
         return dataclasses.replace(self._objective, loss=loss)
 
     def _evaluators_of(self, source: Any) -> dict[str, Evaluator]:

@@ -114,7 +114,7 @@ def memory(data, *, shuffle=False, seed=7):
     return MemorySource(MemorySourceConfig(shuffle=shuffle, seed=seed), data)
 
 
-def labelled(n=50, *, shuffle=True, features=4, classes=3, seed=0):
+def labelled(n=50, *, shuffle=False, features=4, classes=3, seed=0):
     """Returns a Hugging Face source of `x` and a `label` that is a `ClassLabel`."""
     data = points(n, features=features, classes=classes, seed=seed)
     columns = datasets.Features(

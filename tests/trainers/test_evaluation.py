@@ -22,7 +22,7 @@ def _expected(model, source):
 
 def test_evaluation_in_a_run_is_exact_over_every_record_of_several_sources():
     source = labelled(20)
-    sources = {"odd": labelled(37, seed=1), "tiny": labelled(3, seed=2, shuffle=False)}
+    sources = {"odd": labelled(37, seed=1, shuffle=True), "tiny": labelled(3, seed=2)}
     sources["piped"] = Pipeline(source=sources["odd"], stages=[], batch_size=5)
     result = Trainer(Normed(), source, batch_size=8, epochs=2, eval_source=sources).fit()
     assert [row["step"] for row in result.history] == [3, 6]

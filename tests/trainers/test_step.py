@@ -239,8 +239,28 @@ def _trainer(loss, **settings):
 
 def test_a_metric_that_misses_its_input_says_what_it_was_given():
     for metrics in (Several, clu.Collection.create(accuracy=clu.Accuracy)):
-        with pytest.raises(ValueError, match=r"given.*|'loss', 'mask', 'labels'.*return losses,"):
+        with pytest.raises(ValueError, match=r"computed of 'labels' \(16,\), .*return losses,"):
             _trainer(_cross_entropy, metrics=metrics).fit()
+
+
+def test_a_metric_that_is_no_sum_or_no_number_is_refused():
+    def loss(model, batch):
+        return _cross_entropy(model, batch), {"id": batch["id"]}
+
+    collecting = clu.Collection.create(ids=clu.CollectingMetric.from_outputs(("id",)))
+    with pytest.raises(ValueError, match=r"Metric 'ids' .* grows from batch to batch.*predict"):
+        _trainer(loss, metrics=collecting).fit()
+    several = clu.Collection.create(each=Each)
+    with pytest.raises(ValueError, match=r"Metric 'each' has shape \(3,\): expected one number"):
+        _trainer(loss, metrics=several).fit()
+
+
+@flax.struct.dataclass
+class Each(Greatest):
+    """Three numbers."""
+
+    def compute(self):
+        return np.full(3, self.value)
 
 
 @pytest.mark.parametrize(

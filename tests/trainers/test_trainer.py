@@ -298,12 +298,48 @@ def test_bad_input_is_refused_when_the_trainer_is_made(arguments, error, message
         Trainer(**arguments)
 
 
-def test_a_missing_label_in_the_eval_source_is_found_before_the_first_step():
-    model = MLP()
-    before = nnx.clone(model)
-    with pytest.raises((KeyError, ValueError), match="label"):
-        Trainer(model, labelled(16), eval_source=memory({"x": points(8)["x"]})).fit()
-    assert_same(model, before)
+@pytest.mark.parametrize("missing", ["x", "label"])
+def test_a_column_that_an_eval_source_lacks_is_found_when_the_trainer_is_made(missing):
+    columns = {name: c for name, c in points(8).items() if name != missing}
+    with pytest.raises(ValueError, match=f"There is no column '{missing}', which the training"):
+        Trainer(MLP(), labelled(16), eval_source=memory(columns))
+    text = datasets.Dataset.from_dict({"x": points(2)["x"].tolist(), "label": ["no", "yes"]})
+    with pytest.raises(TypeError, match="column 'label' is no JAX array"):
+        Trainer(MLP(), labelled(16), eval_source=text)
+
+
+class Reshaping(MLP):
+    """Keeps its last input, whatever its shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nnx.Variable(jnp.zeros((1, 4)))
+
+    def __call__(self, x):
+        self.last.set_value(x)
+        return super().__call__(x)
+
+
+def test_a_variable_that_changes_its_shape_is_named():
+    with pytest.raises(ValueError, match=r"changes \['last'\].* from shape \(1, 4\) to \(8, 4\)"):
+        Trainer(Reshaping(), labelled(16), batch_size=8).fit()
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "message"),
+    [
+        (lambda batch: batch["x"], TypeError, "The last stage returns a .*: expected a dict"),
+        (
+            lambda batch: {**batch, "x": batch["x"][:2]},
+            ValueError,
+            r"of shape \(2, 4\).*\(8, ...\)",
+        ),
+    ],
+)
+def test_what_stages_return_is_checked_when_the_trainer_is_made(stage, error, message):
+    pipeline = Pipeline(source=labelled(16), stages=[stage], batch_size=8)
+    with pytest.raises(error, match=message):
+        Trainer(MLP(), pipeline)
 
 
 def test_an_eval_pipeline_keeps_its_own_batch_size():
