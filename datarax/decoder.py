@@ -223,6 +223,10 @@ def _numbers(leaf: Leaf, values: pa.ChunkedArray, place: Place) -> np.ndarray:
         read = values.to_numpy()  # without a copy where the table is one block
         if read.dtype == leaf.dtype:
             return read
+        if read.dtype.kind in "iu" and leaf.dtype.kind in "iu":
+            limits = np.iinfo(leaf.dtype)
+            if limits.min <= read.min() and read.max() <= limits.max:
+                return read.astype(leaf.dtype)
     column = Column(leaf.path, leaf.feature, values, Rows(len(values)))
     try:
         read = dense(column, column.rows)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import datasets
 import pyarrow as pa
 
-READ_ROWS = 4096  # rows asked of an Arrow reader at once: enough to hide what asking costs
+READ_ROWS = 8192  # rows asked of an Arrow reader at once: enough to hide what asking costs
 READ_EXAMPLES = 64  # of one that makes rows in Python: each takes long, and none should wait
 _LONGEST = 1024  # shards that files are split into at most, since each is opened anew
 _TABLE_SHARDS = 64
@@ -82,8 +82,8 @@ class IterableShards:
     """The data sources (files, mostly) of a `datasets.IterableDataset`.
 
     Steps that look across the borders of files (`take`, `interleave_datasets`, ...) leave one
-    shard. A state is `datasets`' own where that is exact, and otherwise the number of rows read, which are
-    read again and dropped.
+    shard. A state is `datasets`' own where that is exact, and otherwise the number of rows read,
+    which are read again and dropped.
 
     Args:
         dataset: The dataset.

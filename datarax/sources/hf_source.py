@@ -12,6 +12,8 @@ from datarax.columns import Columns, load_columns
 from datarax.errors import expect_between
 from datarax.fingerprint import fingerprint_dataset
 from datarax.sources.base import EagerSourceBase, SourceConfigBase
+from datarax.sources.hf_streaming import HFStreamingConfig as HFStreamingConfig
+from datarax.sources.hf_streaming import HFStreamingSource as HFStreamingSource
 
 logger = getLogger(__name__)
 
@@ -33,6 +35,9 @@ class HFEagerConfig(SourceConfigBase):
         local_files_only: Whether to read only what is on this machine.
         config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
         on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"` its row.
+        streaming: Whether to read on demand: `HFEagerSource(config)` is a `HFStreamingSource` then.
+        shuffle_buffer_size: How many rows of a stream are shuffled together; an eager shuffle is a
+            full permutation and needs none.
 
     Raises:
         ValueError: If an argument is missing, out of range, or contradicts another.
@@ -53,6 +58,8 @@ class HFEagerConfig(SourceConfigBase):
     local_files_only: bool = False
     config_name: str | None = None
     on_bad_rows: str = "raise"
+    streaming: bool = False
+    shuffle_buffer_size: int = 1000
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,7 +101,27 @@ class _Loaded:
     revision: str | None
 
 
-class HFEagerSource(EagerSourceBase):
+class _ChoosesStream(type(nnx.Module)):
+    """Makes a stream of a configuration that asks for one.
+
+    It is chosen here and not in `__new__`, after which `__init__` would run a second time.
+    """
+
+    def __call__(cls, *args, **kwargs):
+        config = args[0] if args else kwargs.get("config")
+        if isinstance(config, HFEagerConfig) and config.streaming:
+            kwargs.pop("config", None)
+            return HFStreamingSource(_streaming(config), *args[1:], **kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+def _streaming(config: HFEagerConfig) -> HFStreamingConfig:
+    return HFStreamingConfig(
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    )
+
+
+class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
     """A Hugging Face split as arrays, with any batch of it by arithmetic.
 
     Numbers, labels, lists of one length and images of one size become JAX arrays in the dtype of
@@ -175,6 +202,8 @@ class HFEagerSource(EagerSourceBase):
         fields.setdefault("name", dataset.info.dataset_name or "dataset")
         fields.setdefault("split", str(dataset.split or "all"))
         config = HFEagerConfig(**fields)
+        if config.streaming:
+            return HFStreamingSource.from_dataset(dataset, rngs=rngs, name=name, **fields)
         loaded = _columns_of(dataset, config, revision=None)
         return cls(config, rngs=rngs, name=name, _loaded=loaded)
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import datasets
 import jax
+import jax.numpy as jnp
 import pyarrow as pa
 from flax import nnx
 
@@ -79,6 +80,7 @@ class StreamingSourceBase(DataraxModule):
         self.revision = revision
         self.fingerprint = _fingerprint(shards, first)
         self._streams = Streams(shards, decoder, order, care, opened=opened)
+        self._counts = _Counts()
         self._resumes = False  # whether a `for` goes on where `set_state` put it
 
     # --- what it is ------------------------------------------------------------------------------
@@ -171,17 +173,23 @@ class StreamingSourceBase(DataraxModule):
 
     def get_host_batch(self, batch_size: int) -> dict[str, Any]:
         """Returns what `get_batch` does, as NumPy arrays that may share the data's memory."""
-        self._expect_size(batch_size)
         for _ in range(2):
-            taken, skipped = self._streams.take(batch_size)
-            parts = [part for parts in taken for part in parts if rows(part)]
-            if parts:
-                batch = joined(parts)
-                self._count(rows(batch), skipped)
-                return nested(batch.items())
+            if (batch := self._next_batch(batch_size)) is not None:
+                return batch
+        raise ValueError(f"{self._label()} has no record that can be read.")
+
+    def _next_batch(self, batch_size: int) -> dict[str, Any] | None:
+        """Returns the next batch, or begins the next epoch and returns None."""
+        self._expect_size(batch_size)
+        taken, skipped = self._streams.take(batch_size)
+        parts = [part for parts in taken for part in parts if rows(part)]
+        if not parts:
             self._count(0, skipped)
             self._begin(self._streams.epoch + 1)
-        raise ValueError(f"{self._label()} has no record that can be read.")
+            return None
+        batch = joined(parts)
+        self._count(rows(batch), skipped)
+        return nested(batch.items())
 
     def get_batch_at(
         self, start: int | jax.Array, size: int, key: jax.Array | None = None
@@ -202,19 +210,27 @@ class StreamingSourceBase(DataraxModule):
         The first `for` is epoch 0; later ones go on where `set_state` set the position, and
         otherwise begin the next epoch. The position moves with the loop.
         """
-        begins = self.begin_epoch()
-        while True:
-            parts, skipped = self._streams.take_one()
-            self._count(len(parts), skipped)
-            if parts:
-                begins = False
-                yield on_device(nested((path, column[0]) for path, column in parts[0].items()))
-                continue
-            over = not begins
+        resumes = self.begin_epoch()
+        while (record := self._next_record()) is not None or resumes:
+            resumes = False
+            if record is not None:
+                yield on_device(record)
+
+    def _next_record(self) -> dict[str, Any] | None:
+        parts, skipped = self._streams.take_one()
+        self._count(len(parts), skipped)
+        if not parts:
             self._begin(self._streams.epoch + 1)
-            if over:
-                return
-            begins = False  # the state was that of an epoch's very end: this is the next
+            return None
+        return nested((path, column[0]) for path, column in parts[0].items())
+
+    def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Yields batches in host memory to the end of one epoch; it begins as a `for` does."""
+        resumes = self.begin_epoch()
+        while (batch := self._next_batch(batch_size)) is not None or resumes:
+            resumes = False  # a state of an epoch's very end: here is the next one
+            if batch is not None:
+                yield batch
 
     def begin_epoch(self) -> bool:
         """Goes to where a `for` begins (see `__iter__`); returns whether a state put it there."""
@@ -283,6 +299,7 @@ class StreamingSourceBase(DataraxModule):
         share = streams // process_count
         numbers = range(process_index * share, (process_index + 1) * share)
         source = nnx.clone(self)
+        source._counts = _Counts()
         order = split_order(self._streams.order, streams)
         source._streams = self._streams.fork(order=order, numbers=numbers)
         source._begin(0)
@@ -380,9 +397,15 @@ class StreamingSourceBase(DataraxModule):
         self.epoch.set_value(state["epoch"])
         self._resumes = True
 
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Goes to a state of this source; a `for` begins the next epoch, as after a `break`."""
+        self.set_state(state)
+        self._resumes = False
+
     def clone(self) -> Self:
         """Returns a source at the same position that shares the shards and moves on its own."""
         clone = nnx.clone(self)
+        clone._counts = _Counts(self._counts.applied, self._counts.skipped)
         clone._streams = self._streams.fork()
         clone._streams.load(self._streams.position().state(self._streams.numbers))
         return clone
@@ -417,15 +440,19 @@ class StreamingSourceBase(DataraxModule):
             )
 
     def _count(self, applied: int, skipped: int) -> None:
-        self._applied.set_value(self._applied.get_value() + applied)
-        if skipped:
-            self._skipped.set_value(self._skipped.get_value() + skipped)
+        # Plain numbers: setting the base's variables takes longer than reading a batch.
+        self._counts.applied += applied
+        self._counts.skipped += skipped
 
     def get_operation_stats(self) -> dict[str, int]:
         """Returns how many records were handed out (`applied_count`), and how many damaged images
         and shards were left out (`skipped_count`)."""
-        stats = super().get_operation_stats()
-        return stats | {"skipped_count": stats["skipped_count"] + self._streams.bad_shards}
+        counts, bad = self._counts, self._streams.bad_shards
+        return {"applied_count": counts.applied, "skipped_count": counts.skipped + bad}
+
+    def reset_operation_stats(self) -> None:
+        """Sets both counters to zero."""
+        self._counts = _Counts(skipped=-self._streams.bad_shards)
 
     def _label(self) -> str:
         return self.name or type(self).__name__
@@ -454,11 +481,18 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def on_device(batch: dict[str, Any]) -> dict[str, Any]:
     """Returns a batch with its arrays on the default device; host columns stay."""
-    leaves, structure = jax.tree.flatten(batch)
-    arrays = [n for n, x in enumerate(leaves) if getattr(x, "dtype", None) not in (None, object)]
-    for n, x in zip(arrays, jax.device_put([leaves[n] for n in arrays]), strict=True):
-        leaves[n] = x
-    return jax.tree.unflatten(structure, leaves)
+    # One by one: `jax.device_put` of a list takes twice as long where the batches are small.
+    return jax.tree.map(lambda x: jnp.asarray(x) if is_array(x) else x, batch)
+
+
+def is_array(value: Any) -> bool:
+    """Returns whether a value of a batch is an array of numbers, not objects of a host column."""
+    return getattr(value, "dtype", None) not in (None, object)
+
+
+class _Counts:
+    def __init__(self, applied: int = 0, skipped: int = 0):
+        self.applied, self.skipped = applied, skipped
 
 
 class _First(NamedTuple):

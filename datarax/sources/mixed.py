@@ -1,0 +1,275 @@
+"""A mixture: records of several sources, in fixed proportions."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from datarax.errors import expect_between
+from datarax.module import DataraxModule, expect_dict
+from datarax.order import MAX_RECORDS
+from datarax.sources.base import EagerSourceBase, SourceConfigBase
+from datarax.sources.streaming import StreamingSourceBase, on_device
+from datarax.streams import Block
+
+STATE_VERSION = 1
+_ROUND = 1000  # draws in which the proportions hold
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedSourceConfig(SourceConfigBase):
+    """Configuration of `MixedSource`: it has nothing but what every source has."""
+
+
+class MixedPosition(NamedTuple):
+    """Where a mixture is: of it `MixedSource.state_at` makes a state."""
+
+    draws: int
+    ups: tuple[int, ...]
+    sources: tuple[Any, ...]
+
+
+class MixedSource(DataraxModule):
+    """Records of several sources in fixed proportions: an unbounded stream.
+
+    Each round of 1,000 draws holds `1000 * weight` records of each source, to within one, evenly
+    spread; over many rounds the proportions are exact. A source that ends begins its next epoch.
+
+    Args:
+        sources: Eager sources or streams whose records have the same columns.
+        weights: One positive number a source; only their proportions count.
+        rngs: Random streams that the source keeps; they never decide the order.
+        name: A name for messages.
+
+    Raises:
+        ValueError: If the columns differ, or the weights do not fit the sources.
+        TypeError: If something is no source.
+
+    Example:
+        >>> low = MemorySource(MemorySourceConfig(), {"x": np.arange(10)})
+        >>> high = MemorySource(MemorySourceConfig(), {"x": np.arange(100, 110)})
+        >>> MixedSource([low, high], weights=[3, 1]).get_batch(8)["x"].tolist()
+        [0, 1, 100, 2, 3, 4, 101, 5]
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Any],
+        weights: Sequence[float],
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(MixedSourceConfig(), rngs=rngs, name=name)
+        sources, weights = list(sources), list(weights)
+        _check(sources, weights)
+        self.sources = nnx.List(sources)
+        total = sum(Fraction(weight) for weight in weights)
+        self.weights = nnx.static(tuple(float(Fraction(w) / total) for w in weights))
+        self._shares = nnx.static(tuple(Fraction(w) / total * _ROUND for w in weights))
+        self._move(0, (0,) * len(sources))
+
+    @property
+    def length(self) -> None:
+        """None: it never ends."""
+        return None
+
+    def __len__(self) -> int:
+        raise TypeError(f"{self._label()} has no length: a mixture never ends.")
+
+    def __bool__(self) -> bool:
+        return True
+
+    def element_spec(self) -> dict[str, Any]:
+        """Returns the shape and dtype of one record; see `EagerSourceBase.element_spec`."""
+        return self.sources[0].element_spec()
+
+    def get_batch(self, batch_size: int) -> dict[str, Any]:
+        """Returns the next `batch_size` records, never fewer.
+
+        Args:
+            batch_size: Number of records.
+
+        Returns:
+            Dict of JAX arrays of shape `(batch_size, ...)`, and object arrays for host columns.
+        """
+        return on_device(self.get_host_batch(batch_size))
+
+    def get_host_batch(self, batch_size: int) -> dict[str, Any]:
+        """Returns what `get_batch` does; as NumPy arrays where all sources are streams."""
+        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
+        before = self.position()
+        try:
+            chosen = self._draw(batch_size)
+            parts = [
+                part
+                for number, source in enumerate(self.sources)
+                for part in _next(source, int((chosen == number).sum()))
+            ]
+        except BaseException:
+            self.rewind(self.state_at(before))
+            raise
+        # The parts hold source after source: a stable sort says where each record goes.
+        place = np.empty(batch_size, np.int64)
+        place[np.argsort(chosen, kind="stable")] = np.arange(batch_size)
+        return jax.tree.map(lambda *columns: _joined(columns)[place], *parts)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields records without end."""
+        while True:
+            yield jax.tree.map(lambda column: column[0], self.get_batch(1))
+
+    def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Yields batches without end."""
+        while True:
+            yield self.get_host_batch(batch_size)
+
+    def read_batches(self, batches: int, batch_size: int) -> Block:
+        """Returns the next batches stacked; see `StreamingSourceBase.read_batches`."""
+        positions, read = [self.position()], []
+        for _ in range(batches):
+            read.append(self.get_host_batch(batch_size))
+            positions.append(self.position())
+        columns = jax.tree.map(lambda *columns: np.stack(columns), *read)
+        return Block(columns, np.ones((batches, batch_size), bool), batches, positions, 0)
+
+    # --- draws -----------------------------------------------------------------------------------
+
+    def _draw(self, count: int) -> np.ndarray:
+        """Returns which source each of the next draws is of, int64 of shape `(count,)`."""
+        found = []
+        while count:
+            start = self._draws % _ROUND
+            chosen, ups = _round(self._shares, self._draws // _ROUND, self._ups)
+            found.append(chosen[start : start + count])
+            count -= len(found[-1])
+            done = self._draws + len(found[-1])
+            self._move(done, self._ups if done % _ROUND else ups)
+        return np.concatenate(found)
+
+    def _move(self, draws: int, ups: tuple[int, ...]) -> None:
+        self._draws = draws
+        self._ups = nnx.static(tuple(ups))  # how often each source's share was rounded up
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def position(self) -> MixedPosition:
+        """Returns where the mixture is."""
+        marks = (
+            s.position() if isinstance(s, StreamingSourceBase) else s.get_state()
+            for s in self.sources
+        )
+        return MixedPosition(self._draws, self._ups, tuple(marks))
+
+    def state_at(self, position: MixedPosition) -> dict[str, Any]:
+        """Returns what `get_state` returns when the mixture is at `position`."""
+        states = [
+            source.state_at(mark) if isinstance(source, StreamingSourceBase) else mark
+            for source, mark in zip(self.sources, position.sources, strict=True)
+        ]
+        return {
+            "version": STATE_VERSION,
+            "draws": position.draws,
+            "ups": list(position.ups),
+            "weights": list(self.weights),
+            "sources": states,
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the number of draws and the sources' states: JSON-able, never the data."""
+        return self.state_at(self.position())
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned, of a mixture of the same data.
+
+        Raises:
+            TypeError: If `state` is no dict.
+            ValueError: If its structure, its weights or the data of a source differ.
+        """
+        expect_dict(state)
+        own = self.get_state()
+        if state.keys() != own.keys() or len(state["sources"]) != len(self.sources):
+            raise ValueError(
+                f"The state is not that of a mixture of {len(self.sources)} sources: it has "
+                f"{sorted(state)}."
+            )
+        if list(state["weights"]) != own["weights"]:
+            raise ValueError(
+                f"The state is of a mixture with weights={state['weights']}, {self._label()} has "
+                f"{own['weights']}. Restore it with those, or begin anew."
+            )
+        try:
+            for source, its in zip(self.sources, state["sources"], strict=True):
+                source.set_state(its)
+        except BaseException:
+            for source, its in zip(self.sources, own["sources"], strict=True):
+                source.set_state(its)
+            raise
+        self._move(int(state["draws"]), tuple(state["ups"]))
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Goes to a state of this mixture."""
+        self.set_state(state)
+
+    def clone(self) -> Self:
+        """Returns a mixture at the same position that moves on its own."""
+        clone = type(self)([s.clone() for s in self.sources], self.weights, name=self.name)
+        clone._move(self._draws, self._ups)
+        return clone
+
+    def _label(self) -> str:
+        return self.name or type(self).__name__
+
+
+def _round(shares: Sequence[Fraction], number: int, ups: tuple[int, ...]):
+    """Returns the sources of one round's draws, and how often each was rounded up after it.
+
+    Every source gets its share rounded down or up; up those that have been given least so far.
+    """
+    low = [int(share) for share in shares]
+    owed = [(number + 1) * (s - n) - up for s, n, up in zip(shares, low, ups, strict=True)]
+    most = sorted(range(len(shares)), key=lambda n: (-owed[n], n))[: _ROUND - sum(low)]
+    counts = [n + (number in most) for number, n in enumerate(low)]
+    due = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in counts])
+    chosen = np.repeat(np.arange(len(counts)), counts)[np.argsort(due, kind="stable")]
+    return chosen, tuple(up + (number in most) for number, up in enumerate(ups))
+
+
+def _next(source: Any, count: int) -> Iterator[dict[str, Any]]:
+    stream = isinstance(source, StreamingSourceBase)
+    while count:
+        batch = source.get_host_batch(count) if stream else source.get_batch(count)
+        count -= len(jax.tree.leaves(batch)[0])
+        yield batch
+
+
+def _joined(columns: Sequence[Any]) -> Any:
+    if all(isinstance(column, np.ndarray) for column in columns):
+        return np.concatenate(columns)
+    return jnp.concatenate(columns)
+
+
+def _check(sources: list[Any], weights: list[float]) -> None:
+    if not sources or len(sources) != len(weights) or not all(w > 0 for w in weights):
+        raise ValueError(
+            f"{len(sources)} sources and weights={weights}: expected one positive weight a source, "
+            "as in MixedSource([a, b], weights=[0.7, 0.3])."
+        )
+    for source in sources:
+        if not isinstance(source, (EagerSourceBase, StreamingSourceBase)):
+            raise TypeError(
+                f"{type(source).__name__} is no source: expected HFEagerSource, HFStreamingSource "
+                "or MemorySource."
+            )
+    first = sources[0].element_spec()
+    for number, source in enumerate(sources[1:], 1):
+        if (other := source.element_spec()) != first:
+            raise ValueError(
+                f"The records of source 0 are {first}, those of source {number} {other}: give all "
+                "the same columns, with include_keys={...} or ds.map(...)."
+            )
