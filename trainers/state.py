@@ -1,6 +1,7 @@
 """The state of a run: everything a step changes, as one pytree of arrays."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ class Window:
     @classmethod
     def empty(cls, metrics: type[clu.Collection]) -> "Window":
         """Returns the window before the first step."""
-        return cls(jnp.zeros(()), jnp.zeros(()), strong(metrics.empty()))
+        return _empty(metrics)
 
     def add(self, loss, weight, metrics: clu.Collection) -> "Window":
         """Returns the window with one more batch's sums; dtypes stay as they are."""
@@ -48,6 +49,11 @@ class Window:
                     "its mean."
                 )
         return values
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one call: each log begins a new window
+def _empty(metrics):
+    return Window(jnp.zeros(()), jnp.zeros(()), strong(metrics.empty()))
 
 
 @jax.tree_util.register_dataclass
