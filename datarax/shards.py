@@ -1,5 +1,6 @@
 """Shards: the pieces that a stream is read in, each from any position that it gave before."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -87,7 +88,8 @@ class IterableShards:
 
     Args:
         dataset: The dataset.
-        split_files: Whether a few Parquet files may be read by row groups, which mixes better.
+        split_files: Whether the order of rows may differ from that of the dataset: then a few
+            Parquet files are read by row groups, and a batched `map` gets its batches file by file.
         length: The number of rows, None if unknown.
     """
 
@@ -99,13 +101,12 @@ class IterableShards:
         length: int | None = None,
     ):
         steps = _steps(dataset._ex_iterable)
-        names = {type(step).__name__ for step in steps}
-        whole = names <= _BY_FILE
+        whole = all(_is_by_file(step, split_files) for step in steps)
         if whole and split_files and dataset.num_shards < 8:
             finer = dataset.reshard()
             dataset = finer if finer.num_shards <= _LONGEST else dataset
         self._files = _files(_steps(dataset._ex_iterable)[-1]) if whole else None
-        self._dataset = dataset.with_format("arrow")
+        self._dataset, self._by_file = dataset.with_format("arrow"), whole
         self._counted = any(map(_inexact, steps))
         self._rows = READ_ROWS if dataset._ex_iterable.iter_arrow else READ_EXAMPLES
         self.features = dataset.features
@@ -113,8 +114,7 @@ class IterableShards:
         self.length = length
 
     def open(self, shard: int, state: Any) -> Iterator[tuple[pa.Table, Any]]:
-        # Sharded also where there is one: the iterables within keep their position in themselves.
-        part = self._dataset.shard(self.num_shards, shard)
+        part = self._part(shard)
         if self._counted:
             yield from _counted(part.iter(self._rows), state or 0)
             return
@@ -122,6 +122,15 @@ class IterableShards:
             part.load_state_dict(state)
         for table in part.iter(self._rows):
             yield table, part.state_dict()
+
+    def _part(self, shard: int) -> datasets.IterableDataset:
+        if self._by_file:
+            return self._dataset.shard(self.num_shards, shard)
+        # Not shard(1, 0), which moves the borders of `skip` and `take`; but a copy in any case: the
+        # iterables within keep their position in themselves.
+        part = copy.copy(self._dataset)
+        part._ex_iterable = _copied(part._ex_iterable)
+        return part
 
     def label(self, shard: int) -> str:
         if self._files is None or shard >= len(self._files):
@@ -139,6 +148,20 @@ _BY_FILE = {
     "MappedExamplesIterable",
     "FilteredExamplesIterable",
 }
+
+
+def _is_by_file(step: Any, reorders: bool) -> bool:
+    batched = getattr(step, "batched", False) and type(step).__name__ == "MappedExamplesIterable"
+    return type(step).__name__ in _BY_FILE and (reorders or not batched)
+
+
+def _copied(iterable: Any) -> Any:
+    iterable = copy.copy(iterable)
+    if hasattr(iterable, "ex_iterable"):
+        iterable.ex_iterable = _copied(iterable.ex_iterable)
+    if hasattr(iterable, "ex_iterables"):
+        iterable.ex_iterables = [_copied(inner) for inner in iterable.ex_iterables]
+    return iterable
 
 
 def _steps(iterable: Any) -> list[Any]:
