@@ -64,6 +64,8 @@ class OpenShard:
     @property
     def state(self) -> list[Any]:
         """Where the shard is: JSON-able, and never changed once it was given."""
+        if self._table is not None and self._offset >= len(self._table):
+            return [self._after, self._row + len(self._table), 0]  # nothing is read again
         return [self._before, self._row, self._offset]
 
     def read(self, rows: int) -> Piece | None:

@@ -106,17 +106,16 @@ class MixedSource(DataraxModule):
         before = self.position()
         try:
             chosen = self._draw(batch_size)
-            parts = [
-                part
-                for number, source in enumerate(self.sources)
-                for part in _next(source, int((chosen == number).sum()))
-            ]
+            parts, place, offset = [], np.empty(batch_size, np.int64), 0
+            for number, source in enumerate(self.sources):
+                mine = np.flatnonzero(chosen == number)
+                place[mine] = offset + np.arange(len(mine))
+                for part in _next(source, len(mine), batch_size):
+                    offset += len(jax.tree.leaves(part)[0])
+                    parts.append(part)
         except BaseException:
             self.rewind(self.state_at(before))
             raise
-        # The parts hold source after source: a stable sort says where each record goes.
-        place = np.empty(batch_size, np.int64)
-        place[np.argsort(chosen, kind="stable")] = np.arange(batch_size)
         return jax.tree.map(lambda *columns: _joined(columns)[place], *parts)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -129,6 +128,11 @@ class MixedSource(DataraxModule):
         while True:
             yield self.get_host_batch(batch_size)
 
+    def epoch_blocks(self, batch_size: int) -> Iterator[Block]:
+        """Yields batches, each as a `Block` of one, without end."""
+        while True:
+            yield self.read_batches(1, batch_size)
+
     def read_batches(self, batches: int, batch_size: int) -> Block:
         """Returns the next batches stacked; see `StreamingSourceBase.read_batches`."""
         positions, read = [self.position()], []
@@ -136,7 +140,11 @@ class MixedSource(DataraxModule):
             read.append(self.get_host_batch(batch_size))
             positions.append(self.position())
         columns = jax.tree.map(lambda *columns: np.stack(columns), *read)
-        return Block(columns, np.ones((batches, batch_size), bool), batches, positions, 0)
+        shape = batches, batch_size
+        draws = np.uint32(positions[0].draws % 2**32) + np.arange(
+            batches * batch_size, dtype=np.uint32
+        )
+        return Block(columns, np.ones(shape, bool), draws.reshape(shape), 0, batches, positions, 0)
 
     # --- draws -----------------------------------------------------------------------------------
 
@@ -240,12 +248,22 @@ def _round(shares: Sequence[Fraction], number: int, ups: tuple[int, ...]):
     return chosen, tuple(up + (number in most) for number, up in enumerate(ups))
 
 
-def _next(source: Any, count: int) -> Iterator[dict[str, Any]]:
-    stream = isinstance(source, StreamingSourceBase)
-    while count:
-        batch = source.get_host_batch(count) if stream else source.get_batch(count)
-        count -= len(jax.tree.leaves(batch)[0])
-        yield batch
+def _next(source: Any, count: int, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Yields the next records of a source; of an eager one perhaps some more, which stay its next.
+
+    Its batches are compiled for each size, and how many are asked for changes with every batch.
+    """
+    if isinstance(source, StreamingSourceBase):
+        while count:
+            batch = source.get_host_batch(count)
+            count -= len(jax.tree.leaves(batch)[0])
+            yield batch
+    elif count:
+        step = -(-batch_size // 8)
+        epoch, index = int(source.epoch.get_value()), int(source.index.get_value())
+        yield source.get_batch(-(-count // step) * step)
+        epochs, index = divmod(index + count, source.length)
+        source.move(epoch + epochs, index)
 
 
 def _joined(columns: Sequence[Any]) -> Any:

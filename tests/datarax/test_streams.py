@@ -348,7 +348,7 @@ def test_collecting_takes_what_is_asked_for():
     reader = source(stream(2, 10))
     assert reader.collect_to_array(num_records=4)["x"].tolist() == [0, 1, 2, 3]
     assert reader.collect_to_array(num_records=100)["x"].tolist() == [4, 5, 6, 7, 8, 9]
-    with pytest.raises(ValueError, match="collect_to_array.num_records"):
+    with pytest.raises(ValueError, match=r"num_records=\.\.\."):
         reader.collect_to_array()
     assert sorted(source(dataset(10)).collect_to_array()) == ["x"]
     with pytest.raises(TypeError, match="unknown length"):

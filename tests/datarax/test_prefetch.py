@@ -1,0 +1,150 @@
+"""Reading ahead: the same batches, their states, errors in their place, and no thread left."""
+
+import gc
+import os
+import threading
+import time
+
+import datasets
+import jax
+import numpy as np
+import pytest
+
+from datarax import HFEagerSource, HFStreamingSource, Pipeline, prefetch_to_device
+
+N = 500
+
+
+def dataset() -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {"x": list(range(N)), "text": [f"row {row}" for row in range(N)]}
+    )
+
+
+def stream() -> HFStreamingSource:
+    data = dataset().to_iterable_dataset(num_shards=5)
+    return HFStreamingSource.from_dataset(data, shuffle=True, shuffle_buffer_size=100)
+
+
+def eager() -> HFEagerSource:
+    return HFEagerSource.from_dataset(dataset())
+
+
+def pipeline() -> Pipeline:
+    return Pipeline(source=eager(), stages=[lambda b: {**b, "y": 2 * b["x"]}], batch_size=64)
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("datarax")]
+
+
+@pytest.mark.parametrize("make", [stream, eager])
+def test_batches_are_those_of_one_epoch_and_the_source_stands_where_the_loop_does(make):
+    source, plain = make(), make()
+    with prefetch_to_device(source, batch_size=64) as batches:
+        found = list(batches)
+    assert [len(b["x"]) for b in found] == [64] * 7 + [52]
+    for batch in found:
+        expected = plain.get_batch(len(batch["x"]))
+        assert isinstance(batch["x"], jax.Array)
+        assert np.array_equal(batch["x"], expected["x"])
+        assert list(batch["text"]) == list(expected["text"])
+    with prefetch_to_device(source, 4, batch_size=64) as batches:
+        for _ in range(3):
+            next(batches)
+        state = batches.get_state()
+    assert state == source.get_state()
+    other = make()
+    other.set_state(state)
+    assert np.array_equal(other.get_batch(64)["x"], source.get_batch(64)["x"])
+    assert threads() == []
+
+
+def test_a_pipeline_and_a_source_without_batch_size_yield_what_iterating_yields():
+    batches = list(prefetch_to_device(pipeline()))
+    for batch, expected in zip(batches, pipeline(), strict=True):
+        assert np.array_equal(batch["y"], expected["y"])
+        assert list(batch["text"]) == list(expected["text"])
+    records = [int(record["x"]) for record in prefetch_to_device(eager())]
+    assert sorted(records) == list(range(N))
+    with prefetch_to_device(pipeline()) as ahead:
+        next(ahead)
+        assert ahead.get_state()["index"] == 64
+
+
+def test_errors_come_in_their_place():
+    def batches():
+        for number in range(3):
+            yield {"x": np.full(4, number)}
+        raise KeyError("the fourth")
+
+    ahead = prefetch_to_device(batches(), 8)
+    assert [int(next(ahead)["x"][0]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(KeyError, match="the fourth"):
+        next(ahead)
+    assert list(ahead) == []
+    assert threads() == []
+    with pytest.raises(TypeError, match="plain iterable"):
+        prefetch_to_device(batches()).get_state()
+    with pytest.raises(TypeError, match="leave batch_size out"):
+        prefetch_to_device(batches(), batch_size=4)
+    with pytest.raises(ValueError, match="size=0"):
+        prefetch_to_device(batches(), 0)
+
+
+def test_a_buffer_that_is_filled_again_does_not_change_batches_in_flight():
+    def batches():
+        buffer = np.zeros(1 << 16, np.float32)
+        for number in range(8):
+            buffer[:] = number
+            yield {"x": buffer}
+
+    found = list(prefetch_to_device(batches(), 8))
+    assert [float(b["x"].min()) for b in found] == [float(b["x"].max()) for b in found]
+    assert [float(b["x"][0]) for b in found] == list(range(8))
+
+
+def test_reading_ahead_is_bounded():
+    read = []
+
+    def batches():
+        for number in range(20):
+            read.append(number)
+            yield {"x": np.zeros(1)}
+
+    with prefetch_to_device(batches(), 3) as ahead:
+        next(ahead)
+        time.sleep(0.3)
+        assert len(read) <= 1 + 3 + 1  # taken, ready, and the one that waits for room
+
+
+def test_abandoned_iterators_leave_nothing_behind():
+    source, before = stream(), len(os.listdir("/proc/self/fd"))
+    for _ in range(100):
+        ahead = prefetch_to_device(source, batch_size=8)
+        next(ahead)
+        del ahead
+    gc.collect()
+    assert threads() == []
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_sharding_places_global_arrays():
+    devices = jax.devices()
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    batch = next(prefetch_to_device(stream(), batch_size=8 * len(devices), sharding=sharding))
+    assert batch["x"].sharding == sharding
+    assert len(batch["text"]) == 8 * len(devices)
+
+
+def test_reading_and_computing_overlap():
+    def batches():
+        for number in range(20):
+            time.sleep(0.02)
+            yield {"x": np.full(1, number)}
+
+    start = time.perf_counter()
+    for _ in prefetch_to_device(batches(), 2):
+        time.sleep(0.02)
+    assert time.perf_counter() - start < 1.6 * 20 * 0.02  # one after the other: 2.0
