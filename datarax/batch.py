@@ -57,6 +57,32 @@ def gather(columns: dict[str, Any], records: jax.Array) -> dict[str, Any]:
     return TracedBatch(arrays, tuple(host)) if host else arrays
 
 
+def parted(columns: dict[str, Any], host: tuple[HostColumn, ...]) -> tuple[dict, dict]:
+    """Returns a batch of NumPy arrays as two: its array columns, and its host columns.
+
+    Args:
+        columns: Nested dict of arrays of shape `(size, ...)`, object arrays among them.
+        host: The host columns; asking the first dict for one raises its error.
+    """
+    arrays, objects = {}, {}
+    for name, column in columns.items():
+        if isinstance(column, dict):
+            arrays[name], inner = parted(column, host)
+            objects |= {name: inner} if inner else {}
+        else:
+            (objects if column.dtype == object else arrays)[name] = column
+    return TracedBatch(arrays, host) if host else arrays, objects
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Returns the columns of both, nested ones too; where both have one, the second's."""
+    both = {**first, **second}
+    for name in first.keys() & second.keys():
+        if isinstance(first[name], dict) and isinstance(second[name], dict):
+            both[name] = merged(first[name], second[name])
+    return both
+
+
 def with_host_rows(batch: dict, columns: dict[str, Any], records: np.ndarray) -> dict[str, Any]:
     """Returns `batch` with the rows `records` of the host columns, in the order of `columns`."""
     whole = {}

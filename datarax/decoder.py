@@ -15,7 +15,7 @@ from datarax.arrow import Column, Misfit, Rows, cores, plain
 from datarax.dense import dense
 from datarax.host import object_array
 from datarax.imagefile import DamagedImage, image_shape, open_image
-from datarax.lists import is_number
+from datarax.lists import fits, is_number, misfits
 from datarax.objects import host_column, objects
 
 Path = tuple[str, ...]
@@ -227,22 +227,22 @@ def _numbers(leaf: Leaf, values: pa.ChunkedArray, place: Place) -> np.ndarray:
             limits = np.iinfo(leaf.dtype)
             if limits.min <= read.min() and read.max() <= limits.max:
                 return read.astype(leaf.dtype)
+    joined = _joined(values)
+    if not fits(joined, leaf.shape):
+        row = int(np.flatnonzero(misfits(joined, leaf.shape))[0])
+        found = repr(joined[row].as_py())
+        raise _unlike(leaf, place(row), found if len(found) < 60 else f"{found[:56]} ...")
     column = Column(leaf.path, leaf.feature, values, Rows(len(values)))
     try:
-        read = dense(column, column.rows)
-    except Misfit as misfit:
-        raise _unlike(leaf, place(misfit.row), misfit.found) from None
+        return dense(column, column.rows)
     except ValueError as error:
         raise _out_of_range(leaf, column, place, error) from None
-    if read.shape[1:] != leaf.shape:
-        raise _unlike(leaf, place(0), f"has shape {read.shape[1:]}")
-    return read.astype(leaf.dtype, copy=False)
 
 
 def _unlike(leaf: Leaf, place: str, found: str) -> ValueError:
     begun = f"{leaf.dtype} of shape {leaf.shape}" if leaf.shape else f"one {leaf.dtype}"
     return ValueError(
-        f"column {leaf.name!r}, {place}: the row {found}, and in the stream's first rows each is "
+        f"column {leaf.name!r}, {place}: found {found}, and in the stream's first rows each is "
         f"{begun}. Drop or fill such rows, ds = ds.filter(...) or ds.map(...), or leave the column "
         f"out: exclude_keys={{{leaf.path[0]!r}}}"
     )
@@ -297,14 +297,14 @@ def _pixels(leaf: Leaf, values: pa.Array, place: Place) -> tuple[np.ndarray, dic
     def finish(image: Any) -> np.ndarray:
         pixels = np.asarray(_converted(image, leaf.mode))
         if pixels.shape != leaf.shape:
-            raise Misfit(0, f"is an image of mode {image.mode} and {_size(image.size)}")
+            raise Misfit(0, f"an image of mode {image.mode} and {_size(image.size)}")
         return pixels
 
     for row, item in enumerate(_opened(leaf, values, finish)):
         if isinstance(item, DamagedImage):
             damage[row] = str(item)
         elif item is None or isinstance(item, Misfit):
-            raise _unlike(leaf, place(row), "is None" if item is None else item.found)
+            raise _unlike(leaf, place(row), "None" if item is None else item.found)
         else:
             out[row] = item
     return out, damage

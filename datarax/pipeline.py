@@ -10,10 +10,14 @@ import numpy as np
 from flax import nnx
 
 from datarax import order
-from datarax.batch import gather, has_host, with_host_rows
+from datarax.batch import gather, has_host, merged, parted, with_host_rows
 from datarax.errors import expect_between
 from datarax.graph import Graph, Stage
 from datarax.sources.base import EagerSourceBase
+from datarax.sources.mixed import MixedSource
+from datarax.sources.streaming import StreamingSourceBase
+
+Source = EagerSourceBase | StreamingSourceBase | MixedSource
 
 
 class Pipeline(nnx.Module):
@@ -26,7 +30,7 @@ class Pipeline(nnx.Module):
     The position is the source's: it moves with the batches, and `get_state` is the source's.
 
     Args:
-        source: An eager source.
+        source: An eager source, a stream or a mixture.
         stages: Stages, applied in order, or a `Graph` of them.
         batch_size: Records in a batch.
         rngs: Random streams of the stages' keys; None: `nnx.Rngs` of the source's seed.
@@ -46,15 +50,15 @@ class Pipeline(nnx.Module):
     def __init__(
         self,
         *,
-        source: EagerSourceBase,
+        source: Source,
         stages: Sequence[Stage] | Graph,
         batch_size: int,
         rngs: nnx.Rngs | None = None,
         drop_remainder: bool = False,
     ):
-        if not isinstance(source, EagerSourceBase):
+        if not isinstance(source, Source):
             raise TypeError(
-                f"source is a {type(source).__name__}: expected an eager source, such as "
+                f"source is a {type(source).__name__}: expected a source, such as "
                 "HFEagerSource(config) or MemorySource(config, data)."
             )
         expect_between("batch_size", batch_size, 1, order.MAX_RECORDS)
@@ -62,13 +66,15 @@ class Pipeline(nnx.Module):
         self.stages = stages if isinstance(stages, Graph) else Graph.chain(stages)
         self.batch_size = batch_size
         self.drop_remainder = drop_remainder
+        self.is_stream = not isinstance(source, EagerSourceBase)
+        self._host = nnx.static(source.host_columns() if self.is_stream else ())
         self.key = nnx.Variable((nnx.Rngs(source.seed) if rngs is None else rngs)())
 
     @classmethod
     def from_dag(
         cls,
         *,
-        source: EagerSourceBase,
+        source: Source,
         nodes: Mapping[str, Stage],
         edges: Iterable[tuple[str, str]],
         sink: str,
@@ -78,7 +84,7 @@ class Pipeline(nnx.Module):
         """Makes a pipeline whose stages form a directed acyclic graph.
 
         Args:
-            source: An eager source; its batches are the node `"source"`.
+            source: An eager source, a stream or a mixture; its batches are the node `"source"`.
             nodes: Stages by name.
             edges: Pairs (from, to). A node gets the results of those before it as positional
                 arguments, in the order of the edges; one without an edge to it gets the source's
@@ -116,6 +122,9 @@ class Pipeline(nnx.Module):
         It begins as a `for` over the source does: at epoch 0 first, where `set_state` put it, and
         otherwise at the start of the next epoch.
         """
+        return self._stream_epoch() if self.is_stream else self._epoch()
+
+    def _epoch(self):
         length = self.source.length
         epoch, index = self.source.begin_epoch()
         while index < length:
@@ -128,12 +137,26 @@ class Pipeline(nnx.Module):
             self.source.move(*((epoch, index) if index < length else (epoch + 1, 0)))
             yield batch if size == self.batch_size else _first(size, batch)
 
+    def _stream_epoch(self):
+        for block in self.source.epoch_blocks(self.batch_size):
+            size = int(block.valid.sum())
+            if size == self.batch_size or not self.drop_remainder:
+                yield self._of_block(block, size)
+
     def step(self) -> dict[str, Any]:
         """Returns the next batch, always full: it runs on into the next epoch. Traceable.
+
+        A stream's is not traceable, and short at the end of an epoch.
 
         Returns:
             What the last stage returned, and the source's host columns where nothing is traced.
         """
+        if self.is_stream:
+            block = self.source.read_batches(1, self.batch_size)
+            if not block.filled:
+                self.source.next_epoch()
+                block = self.source.read_batches(1, self.batch_size)
+            return self._of_block(block, int(block.valid.sum()))
         epoch, index = self._position()
         batch = self._batch(epoch, index)
         self.source.move(*_advance(epoch, index, self.batch_size, self.source.length))
@@ -164,7 +187,15 @@ class Pipeline(nnx.Module):
             >>> pipeline = Pipeline(source=source, stages=[], batch_size=2)
             >>> pipeline.scan(lambda batch: batch["x"].sum(), length=3)
             Array([1., 5., 1.], dtype=float32)
+
+        Raises:
+            NotImplementedError: If the source is a stream.
         """
+        if self.is_stream:
+            raise NotImplementedError(
+                f"{type(self.source).__name__} is a stream, which a compiled loop cannot index: "
+                "call step() in a loop of your own, or train with trainers.Trainer."
+            )
         expect_between("length", length, 1, 2**31 - 1)
         definition, state = nnx.split((self.stages, tuple(modules)))
         epoch, index = self._position()
@@ -194,6 +225,17 @@ class Pipeline(nnx.Module):
         rest = {k: v for k, v in columns.items() if k in batch or has_host({k: v})}
         return {**with_host_rows({**batch}, rest, records), **batch}
 
+    def _of_block(self, block, size):
+        """Returns a block's only batch after the stages, its first `size` records."""
+        columns = jax.tree.map(lambda column: column[0], block.columns)
+        arrays, host = parted(columns, self._host)
+        definition, state = nnx.split(self.stages)
+        batch, state = _stage(
+            definition, state, arrays, self.key.get_value(), np.uint32(block.epoch), block.places[0]
+        )
+        nnx.update(self.stages, state)
+        return _first(size, merged(host, batch))
+
     def _static(self):
         return self.batch_size, self.source.length
 
@@ -209,6 +251,8 @@ class Pipeline(nnx.Module):
 
     def __len__(self) -> int:
         """Number of batches that iterating one epoch gives."""
+        if self.source.length is None:
+            raise TypeError("The source is a stream of unknown length: so is the pipeline.")
         if self.drop_remainder:
             return self.source.length // self.batch_size
         return order.steps_per_epoch(self.source.length, self.batch_size)
@@ -235,6 +279,13 @@ def _step(static, state, epoch, index, data):
     stages = nnx.merge(definition, state, copy=True)
     batch = stages(gather(columns, records), key, epochs, position % np.uint32(length))
     return batch, nnx.state(stages), records
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _stage(definition, state, batch, key, epoch, places):
+    stages = nnx.merge(definition, state, copy=True)
+    batch = stages(batch, key, jnp.full(len(places), epoch), places)
+    return batch, nnx.state(stages)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -20,7 +20,7 @@ Part = dict[Path, np.ndarray]
 
 _WORD = 2**64 - 1
 
-START = {"anchor": None, "window": 0, "position": 0, "check": None}
+START = {"anchor": None, "window": 0, "position": 0, "check": None, "taken": 0}
 """The state of a stream at the start of an epoch."""
 
 
@@ -155,12 +155,21 @@ class Window:
 
 @dataclass(frozen=True)
 class Mark:
-    """A position in a stream, from which its state can be made: cheap to take for every batch."""
+    """A position in a stream, from which its state can be made: cheap to take for every batch.
+
+    Args:
+        epoch: The epoch.
+        window: The rows that are shuffled together, None where nothing was read yet.
+        position: The next row of the window.
+        pending: The state to resume from where nothing was read yet.
+        taken: How many records of the epoch were handed out.
+    """
 
     epoch: int
     window: Window | None
     position: int
     pending: dict[str, Any]
+    taken: int
 
     def state(self) -> dict[str, Any]:
         """Returns the position: JSON-able, a few hundred bytes, without rows."""
@@ -171,6 +180,7 @@ class Mark:
             "window": self.window.number,
             "position": self.position,
             "check": self.window.check(),
+            "taken": self.taken,
         }
 
 
@@ -210,18 +220,18 @@ class Stream:
     def load(self, epoch: int, state: dict[str, Any]) -> None:
         """Goes to a state; nothing is read yet."""
         self._renew(epoch)
-        self._pending = state
+        self._pending, self._taken = state, state["taken"]
 
     def _renew(self, epoch: int) -> None:
         if self._reader is not None:
             self._bad_before += self._reader.bad
             self._reader.close()
         self._epoch, self._reader = epoch, None
-        self._window, self._position = None, 0
+        self._window, self._position, self._taken = None, 0, 0
 
     def mark(self) -> Mark:
         """Returns the present position."""
-        return Mark(self._epoch, self._window, self._position, self._pending)
+        return Mark(self._epoch, self._window, self._position, self._pending, self._taken)
 
     @property
     def bad_shards(self) -> int:
@@ -231,7 +241,7 @@ class Stream:
     def restore(self, mark: Mark) -> None:
         """Goes back to a mark of this stream."""
         if mark.window is not None and mark.window is self._window:
-            self._position = mark.position
+            self._position, self._taken = mark.position, mark.taken
         else:
             self.load(mark.epoch, mark.state())
 
@@ -253,7 +263,8 @@ class Stream:
                     )
                 keep = np.setdiff1d(np.arange(stop - self._position), list(damage))
                 part = {path: column[keep] for path, column in part.items()}
-            count -= stop - self._position - len(damage)
+            good = stop - self._position - len(damage)
+            count, self._taken = count - good, self._taken + good
             skipped += len(damage)
             self._position = stop
             parts.append(part)

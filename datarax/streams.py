@@ -23,7 +23,8 @@ class Position:
     def state(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Returns it as a JSON-able dict, a few hundred bytes for each open shard."""
         streams = {str(n): mark.state() for n, mark in zip(numbers, self.marks, strict=True)}
-        return {"epoch": self.epoch, "turn": self.turn, "streams": streams}
+        index = sum(mark.taken for mark in self.marks)
+        return {"epoch": self.epoch, "index": index, "turn": self.turn, "streams": streams}
 
 
 class Streams:
@@ -138,6 +139,9 @@ class Block:
         columns: Nested dict of arrays of shape `(batches, batch_size, ...)`; host columns as
             object arrays.
         valid: Which records count, bool of shape `(batches, batch_size)`. The others repeat some.
+        places: Place of each record in the epoch, `uint32` of shape `(batches, batch_size)`: the
+            `k`-th of stream `s` of `n` has place `k * n + s`, on whatever process it is read.
+        epoch: The epoch.
         filled: How many of the batches have a record that counts; the rest lie past the end of the
             epoch.
         positions: Where the streams are before the first batch and after each.
@@ -146,6 +150,8 @@ class Block:
 
     columns: dict[str, Any]
     valid: np.ndarray
+    places: np.ndarray
+    epoch: int
     filled: int
     positions: list[Position]
     skipped: int
@@ -161,11 +167,16 @@ def read_block(streams: Streams, batches: int, size: int) -> Block:
     """
     share = size // len(streams.numbers)
     valid = np.zeros((batches, size), bool)
+    first = np.repeat(np.uint32(streams.numbers), share)
+    each = np.tile(np.arange(share, dtype=np.uint32), len(streams.numbers))
+    places = np.zeros((batches, size), np.uint32)
     positions, skipped, filled = [streams.position()], 0, 0
     leaves = {leaf.path: leaf for leaf in streams.decoder.leaves}
     out = {p: np.empty((batches * size, *leaf.shape), leaf.dtype) for p, leaf in leaves.items()}
     try:
         for batch in range(batches):
+            before = np.repeat(np.uint32([m.taken for m in positions[-1].marks]), share)
+            places[batch] = (before + each) * np.uint32(streams.order.streams) + first
             taken, damaged = streams.take(size)
             skipped += damaged
             for number, parts in enumerate(taken):
@@ -186,7 +197,7 @@ def read_block(streams: Streams, batches: int, size: int) -> Block:
         raise
     _fill_up(out, valid)
     columns = nested((p, c.reshape(batches, size, *c.shape[1:])) for p, c in out.items())
-    return Block(columns, valid, filled, positions, skipped)
+    return Block(columns, valid, places, streams.epoch, filled, positions, skipped)
 
 
 def _fill_up(columns: dict[Path, np.ndarray], valid: np.ndarray) -> None:

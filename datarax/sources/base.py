@@ -88,6 +88,11 @@ class EagerSourceBase(DataraxModule):
         _place(self._columns)
         return self._columns
 
+    def host_columns(self) -> tuple[HostColumn, ...]:
+        """Returns the columns that are no arrays, nested ones too."""
+        nodes = jax.tree.leaves(self._columns, is_leaf=lambda x: isinstance(x, HostColumn))
+        return tuple(node for node in nodes if isinstance(node, HostColumn))
+
     def collect_to_array(self, sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
         """Returns all array columns, placed as `sharding` says.
 

@@ -199,11 +199,11 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
             raise TypeError(
                 f"dataset is a {type(dataset).__name__}: expected a datasets.Dataset{hint}."
             )
+        if fields.get("streaming"):
+            return HFStreamingSource.from_dataset(dataset, rngs=rngs, name=name, **fields)
         fields.setdefault("name", dataset.info.dataset_name or "dataset")
         fields.setdefault("split", str(dataset.split or "all"))
         config = HFEagerConfig(**fields)
-        if config.streaming:
-            return HFStreamingSource.from_dataset(dataset, rngs=rngs, name=name, **fields)
         loaded = _columns_of(dataset, config, revision=None)
         return cls(config, rngs=rngs, name=name, _loaded=loaded)
 

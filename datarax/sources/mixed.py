@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.errors import expect_between
+from datarax.host import HostColumn
 from datarax.module import DataraxModule, expect_dict
 from datarax.order import MAX_RECORDS
 from datarax.sources.base import EagerSourceBase, SourceConfigBase
@@ -88,6 +89,20 @@ class MixedSource(DataraxModule):
     def element_spec(self) -> dict[str, Any]:
         """Returns the shape and dtype of one record; see `EagerSourceBase.element_spec`."""
         return self.sources[0].element_spec()
+
+    @property
+    def features(self) -> Any:
+        """The features of the records, where the first source has some."""
+        return getattr(self.sources[0], "features", None)
+
+    @property
+    def seed(self) -> int:
+        """The first source's seed."""
+        return self.sources[0].seed
+
+    def host_columns(self) -> tuple[HostColumn, ...]:
+        """Returns the host columns; see `StreamingSourceBase.host_columns`."""
+        return self.sources[0].host_columns()
 
     def get_batch(self, batch_size: int) -> dict[str, Any]:
         """Returns the next `batch_size` records, never fewer.

@@ -6,12 +6,14 @@ from typing import Any, Literal, NamedTuple, Self
 import datasets
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pyarrow as pa
 from flax import nnx
 
 from datarax.decoder import Decoder, nested
 from datarax.errors import expect_between, listed
 from datarax.fingerprint import Digest
+from datarax.host import HostColumn
 from datarax.module import DataraxModule, DataraxModuleConfig, expect_dict
 from datarax.order import MAX_RECORDS
 from datarax.reader import Care, OpenShard
@@ -114,9 +116,11 @@ class StreamingSourceBase(DataraxModule):
         """The features of the columns that are read."""
         return self._streams.decoder.features
 
-    def host_errors(self) -> dict[str, str]:
-        """Returns, for each host column, what keeps it from being an array and how to change it."""
-        return self._streams.decoder.host_errors()
+    def host_columns(self) -> tuple[HostColumn, ...]:
+        """Returns the host columns, without rows: what they are called and why they are none."""
+        errors = self._streams.decoder.host_errors()
+        empty = np.empty(0, object)
+        return tuple(HostColumn(name, empty, reason=why) for name, why in errors.items())
 
     @property
     def is_random_order(self) -> bool:
@@ -231,6 +235,17 @@ class StreamingSourceBase(DataraxModule):
             resumes = False  # a state of an epoch's very end: here is the next one
             if batch is not None:
                 yield batch
+
+    def epoch_blocks(self, batch_size: int) -> Iterator[Block]:
+        """Yields batches, each as a `Block` of one, to the end of an epoch, as `epoch_batches`."""
+        resumes = self.begin_epoch()
+        while (block := self.read_batches(1, batch_size)).filled or resumes:
+            if not block.filled:
+                self.next_epoch()
+            else:
+                yield block
+            resumes = False
+        self.next_epoch()
 
     def begin_epoch(self) -> bool:
         """Goes to where a `for` begins (see `__iter__`); returns whether a state put it there."""
@@ -469,11 +484,15 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     first = states[0]
     for state in states[1:]:
-        differ = [k for k in first if k not in ("streams", "turn") and state.get(k) != first[k]]
+        differ = [
+            k for k in first if k not in ("streams", "turn", "index") and state.get(k) != first[k]
+        ]
         if differ:
             raise ValueError(f"The states are not of one run: they differ in {listed(differ)}.")
     streams = {n: stream for state in states for n, stream in state["streams"].items()}
-    return {**first, "turn": 0, "streams": dict(sorted(streams.items(), key=lambda x: int(x[0])))}
+    index = sum(state["index"] for state in states)
+    streams = dict(sorted(streams.items(), key=lambda x: int(x[0])))
+    return {**first, "index": index, "turn": 0, "streams": streams}
 
 
 # --- pure parts --------------------------------------------------------------------------------
@@ -539,6 +558,6 @@ def _expect_streams(state: dict[str, Any], numbers: Sequence[int]) -> None:
             "join the states of all processes with merge_states([...]) first."
         )
     for number in numbers:
-        keys = {"anchor", "window", "position", "check"}
+        keys = {"anchor", "window", "position", "check", "taken"}
         if not isinstance(streams[str(number)], dict) or streams[str(number)].keys() != keys:
             raise ValueError(f"The state is not one that get_state() returned: stream {number}.")

@@ -10,7 +10,14 @@ import optax
 import pytest
 from flax import nnx
 
-from datarax import HFEagerSource, MemorySource, MemorySourceConfig, Pipeline, index_shuffle
+from datarax import (
+    HFEagerSource,
+    HFStreamingSource,
+    MemorySource,
+    MemorySourceConfig,
+    Pipeline,
+    index_shuffle,
+)
 
 N = 10
 
@@ -178,7 +185,7 @@ def test_other_bad_arguments_are_refused():
         pipeline([3])
     with pytest.raises(ValueError, match="batch_size=0"):
         pipeline(batch_size=0)
-    with pytest.raises(TypeError, match="eager source"):
+    with pytest.raises(TypeError, match="expected a source"):
         Pipeline(source=[1, 2], stages=[], batch_size=2)
 
 
@@ -243,3 +250,58 @@ def test_a_for_goes_on_where_the_state_says(cut):
     got = ids(other)
     assert got == (whole[cut:] if cut < 3 else ids(other)) or cut == 3
     assert state == batches.source.get_state()
+
+
+# --- streams -----------------------------------------------------------------------------------
+
+
+def stream(shuffle=False, n=N):
+    dataset = datasets.Dataset.from_dict({"id": range(n), "text": [f"row {i}" for i in range(n)]})
+    rows = dataset.to_iterable_dataset(num_shards=3)
+    return HFStreamingSource.from_dataset(rows, shuffle=shuffle, seed=3)
+
+
+def test_a_stream_goes_through_the_stages_and_text_rides_along():
+    batches = Pipeline(source=stream(), stages=[lambda b: {"id": 2 * b["id"]}], batch_size=4)
+    got = list(batches)
+    assert ids(got) == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18]]
+    assert got[2]["text"].tolist() == ["row 8", "row 9"]
+    assert len(ids(batches)) == 3  # and the next epoch follows
+    assert batches.step()["id"].tolist() == [0, 2, 4, 6]
+
+
+def test_a_streams_stage_that_asks_for_text_says_what_to_do():
+    batches = Pipeline(source=stream(), stages=[lambda b: {"id": b["text"]}], batch_size=4)
+    with pytest.raises(TypeError, match="'text'"):
+        batches.step()
+
+
+def test_a_streams_draws_depend_on_nothing_but_the_place():
+    def draws(batch_size, cut=0):
+        batches = Pipeline(
+            source=stream(shuffle=True), stages=[noise], batch_size=batch_size, rngs=nnx.Rngs(7)
+        )
+        for _ in range(cut):
+            batches.step()
+        state = json.loads(json.dumps(batches.get_state()))
+        resumed = Pipeline(
+            source=stream(shuffle=True), stages=[noise], batch_size=batch_size, rngs=nnx.Rngs(7)
+        )
+        resumed.set_state(state)
+        return {
+            int(i): float(x)
+            for batch in resumed
+            for i, x in zip(batch["id"], batch["noise"], strict=True)
+        }
+
+    whole = draws(4)
+    assert len(set(whole.values())) == N
+    assert draws(3) == whole
+    tail = draws(4, cut=1)
+    assert len(tail) == 6
+    assert tail == {i: whole[i] for i in tail}
+
+
+def test_a_stream_cannot_be_scanned():
+    with pytest.raises(NotImplementedError, match=r"step\(\)"):
+        Pipeline(source=stream(), stages=[], batch_size=2).scan(lambda b: b["id"], length=2)
