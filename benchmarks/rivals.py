@@ -3,8 +3,8 @@
     python -m benchmarks.rivals [--dataset FOLDER]
 
 About two minutes on two CPU cores. A ratio is the rival's time a step over the trainer's. Rivals
-that are not installed are left out. All train with AdamW at 1e-3, batch 128, from images in memory as
-`uint8`. Rivals compute the loss and no metric; the trainer logs loss and accuracy.
+that are not installed are left out. All train with AdamW at 1e-3, batch 128, from `uint8` images in
+memory. Rivals compute the loss and no metric; the trainer logs loss and accuracy.
 """
 
 import argparse
