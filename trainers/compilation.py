@@ -1,12 +1,16 @@
 """The compilation cache: a second start of a run compiles nothing."""
 
+import logging
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
+
+logger = logging.getLogger(__name__)
 
 _SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,  # JAX skips what compiles within a second
@@ -27,6 +31,7 @@ def cached(workdir: epath.Path) -> Iterator[None]:
         yield
         return
     directory = workdir / "compilation"
+    _remove_truncated(directory)
     settings = {"jax_compilation_cache_dir": os.fspath(directory), **_SETTINGS}
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
@@ -38,3 +43,30 @@ def cached(workdir: epath.Path) -> Iterator[None]:
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def _remove_truncated(directory: epath.Path) -> None:
+    """Removes entries that a killed run left half written: JAX warns of them and keeps them."""
+    for entry in directory.glob("*-cache") if directory.exists() else ():
+        if not _is_whole(entry.read_bytes()):
+            logger.info("%s is truncated: it is removed and compiled anew.", entry)
+            entry.unlink()
+
+
+def _is_whole(entry: bytes) -> bool:
+    """Returns whether a compressed program can be unpacked."""
+    if entry.startswith(b"\x28\xb5\x2f\xfd"):  # JAX uses zstandard where that is installed
+        try:
+            import zstandard
+        except ImportError:
+            return False
+        try:
+            zstandard.ZstdDecompressor().decompress(entry)
+        except zstandard.ZstdError:
+            return False
+        return True
+    try:
+        zlib.decompress(entry)
+    except zlib.error:
+        return False
+    return True

@@ -53,9 +53,12 @@ class Evaluator:
             definition: The model's graph, in evaluation mode.
             params: Its trained parameters.
             rest: Its other variables.
-            ends: Asked every second or two whether to end.
+            ends: Asked every second or two, and before and after compiling, whether to end.
         """
+        if ends():
+            return None
         self.trace(definition, params, rest)
+        self._loop.compile()
         data, state, pace, t = (params, rest, self._batches.data), self._start(), Pace(), 0
         while t < self._batches.steps_per_epoch:
             if ends():

@@ -21,6 +21,7 @@ from trainers.run import Run
 from trainers.signals import Signals
 from trainers.state import State, Window, strong
 from trainers.step import train_step
+from trainers.weights import initialize
 
 
 class Fit:
@@ -52,10 +53,17 @@ class Fit:
             restored = self._keeper.restore(run, self.state)
             if restored is not None:
                 self.state = restored
-                if run.step == run.reported and (run.step >= plan.steps or self._ask(True)):
-                    return "finished" if run.step >= plan.steps else "stopped"
+                if run.step >= plan.steps and run.step == run.reported:
+                    return "finished"
+                # Callbacks may have changed in between: those of today decide.
+                if run.stopped and self._ask(True):
+                    return "stopped"
+            elif plan.init_from is not None:
+                initialize(plan.model, plan.init_from)
+                self.state = _start(plan)
             if not self._signals.asked():
                 loop.compile()
+                self._keeper.compile(self.state)
             with (
                 contextlib.closing(self._keeper.writers(run)) as self._writers,
                 contextlib.closing(
@@ -63,8 +71,7 @@ class Fit:
                 ) as self._progress,
             ):
                 status = self._train(loop)
-                self._keeper.save(run, self.state)
-            self._keeper.finish()
+            self._keeper.finish(run, self.state)
             return status
 
     def _train(self, loop: Loop) -> Status:
@@ -74,12 +81,12 @@ class Fit:
         while True:
             # 1. What is due at this step, once: the log, the evaluation, the callbacks. A signal
             #    leaves it undone; the next start does it, with the same state.
-            stops = run.step > run.reported and self._report()
+            run.stopped = run.step > run.reported and self._report()
+            if run.step >= plan.steps and run.step == run.reported:
+                return "finished"
             if self._signals.preempted:
                 return "preempted"
-            if run.step >= plan.steps:
-                return "finished"
-            if stops or self._signals.interrupted:
+            if run.stopped or self._signals.interrupted:
                 return "stopped"
             # 2. Save after that and before the data moves on, so that the model, the data and the
             #    history never disagree by one.

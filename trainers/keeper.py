@@ -2,24 +2,23 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from flax import nnx
 
 from trainers import compilation
-from trainers.checkpoints import Store
-from trainers.checksum import dotted
+from trainers.checksum import checksums, dotted, kind
 from trainers.lock import locked
 from trainers.plan import Plan
 from trainers.run import Run
 from trainers.state import State, strong
-from trainers.weights import CHECKPOINTS
+from trainers.store import Store, without_keys
+from trainers.weights import BEST, CHECKPOINTS
 from trainers.writers import JsonLines, Writers
 
 logger = logging.getLogger(__name__)
@@ -37,25 +36,42 @@ class Keeper:
         self._store: Store | None = None
         self._best: Store | None = None
         self._saved: int | None = None
+        self._best_at: int | None = None
         self._saved_at = time.monotonic()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Holds the workdir, its lock and its compilation cache until the block ends."""
+        """Holds the workdir, its lock and its compilation cache until the block ends.
+
+        Raises:
+            OSError: If the workdir cannot be written.
+            RuntimeError: If another run holds it.
+        """
         workdir, options = self._plan.workdir, self._plan.checkpoint
         if workdir is None:
             yield
             return
         with contextlib.ExitStack() as stack:
-            workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(workdir))
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(workdir))
+            except OSError as error:
+                raise OSError(
+                    f"workdir={os.fspath(workdir)!r} cannot be written: {error}. Give a directory "
+                    "that can, or workdir=None to save nothing."
+                ) from error
             stack.enter_context(compilation.cached(workdir))
             self._store = Store(workdir / CHECKPOINTS, keep=options.keep)
             stack.callback(self._store.close)
             if options.best is not None:
-                self._best = Store(workdir / "best", keep=1)
+                self._best = Store(workdir / BEST, keep=1)
                 stack.callback(self._best.close)
             yield
+
+    def compile(self, state: State) -> None:
+        """Compiles what saving takes, so that the first save takes no longer than others."""
+        if self._store is not None:
+            checksums(without_keys(_arrays(state)))
 
     def writers(self, run: Run) -> Writers:
         """Returns where the run's metrics go."""
@@ -82,41 +98,59 @@ class Keeper:
         """
         if self._store is None:
             return None
+        like = _arrays(state)
 
         def take(step: int):
             data, saved = self._store.read(step)
-            first = self._first_step(step, data, saved, _config(self._plan, state))
-            return saved | {"first": first}, self._store.restore(step, _arrays(state), saved)
+            self._expect_kinds(step, saved, _kinds(like))
+            first = self._first(step, data, saved)
+            return saved | {"first": first}, self._store.restore(step, like, saved)
 
         found = self._store.newest(take)
         if found is None:
             return None
         saved, arrays = found
         run.step, run.reported, run.first = saved["step"], saved["reported"], saved["first"]
-        run.history[:] = saved["history"]
+        run.history[:], run.stopped = saved["history"], saved["stopped"]
         self._saved = run.step
-        logger.info("Going on from step %d in %s.", run.step, self._plan.workdir)
-        return _with_arrays(state, arrays, self._plan.update.wrt)
+        instead = ", not from init_from" if self._plan.init_from is not None else ""
+        logger.info("Going on from step %d in %s%s.", run.step, self._plan.workdir, instead)
+        state = _with_arrays(state, arrays, self._plan.update.wrt)
+        self.save_best(run, state)  # it is missing, where the run was killed while writing it
+        return state
 
-    def _first_step(self, step: int, data: dict, saved: dict, config: dict) -> int:
-        """Returns the step that begins with batch 0; refuses one that is not of this run."""
-        where = f"The checkpoint of step {step} in {self._plan.workdir}"
-        for name, own in config.items():
-            if saved["config"].get(name) != own:
-                raise ValueError(
-                    f"{where} has {name} {saved['config'].get(name)}, this run {own}: go on with "
-                    "what it had, or begin anew in another workdir."
-                )
+    def _expect_kinds(self, step: int, saved: dict, own: dict[str, str]) -> None:
+        """Raises unless a checkpoint is of this model, optimizer and metrics."""
+        other = {name: text.rpartition(" ")[0] for name, text in saved["arrays"].items()}
+        different = [name for name in own | other if own.get(name) != other.get(name)]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"{self._where(step)} is of another run: {len(different)} arrays differ. Its "
+                f"{name} is {other.get(name, 'missing')}, this run's {own.get(name, 'missing')}. "
+                "Go on with the model, optimizer, metrics and ema it had, or begin anew in another "
+                "workdir."
+            )
+
+    def _first(self, step: int, data: dict, saved: dict) -> int:
+        """Returns the step that begins with batch 0; refuses a checkpoint of other batches."""
         try:
             self._plan.batches.check(data)
+            for name, own in _config(self._plan).items():
+                if saved["config"][name] != own:
+                    raise ValueError(f"It had {name} {saved['config'][name]}, this run has {own}.")
         except (ValueError, TypeError) as error:
             if self._plan.resume_data == "restart":
+                logger.warning("%s is of other data: they begin anew.", self._where(step))
                 return step
             raise ValueError(
-                f"{where} cannot go on with this data. {error} To begin the data anew and keep the "
-                'model, write Trainer(..., resume_data="restart").'
+                f"{self._where(step)} cannot go on with this data. {error} To begin the data anew "
+                'and keep the model, write Trainer(..., resume_data="restart").'
             ) from error
         return saved["first"]
+
+    def _where(self, step: int) -> str:
+        return f"The checkpoint of step {step} in {self._plan.workdir}"
 
     # --- saving ----------------------------------------------------------------------------------
 
@@ -135,49 +169,64 @@ class Keeper:
 
         What cannot be written is said; training goes on, and earlier checkpoints stay.
         """
-        if self._store is not None and self._saved != run.step:
-            self._save_in(self._store, run, state)
-            self._saved, self._saved_at = run.step, time.monotonic()
+        if self._store is None or self._saved == run.step:
+            return
+        if self._best_at != run.step:
+            # The history tells of the best checkpoint, so that must be whole before this one is.
+            self._try(self._best, Store.wait)
+        self._saved, self._saved_at = run.step, time.monotonic()
+        self._try(self._store, self._put, run, state)
 
     def save_best(self, run: Run, state: State) -> None:
         """Saves this step beside the others if its evaluation is the best so far."""
         best = run.best(self._plan.checkpoint.best)
-        if self._best is not None and best is not None and best[0] == run.step:
-            self._save_in(self._best, run, state)
+        if self._best is None or best is None or best[0] != run.step:
+            return
+        if run.step not in self._best.steps():  # it is, where a killed run had come further
+            self._best_at = run.step
+            self._try(self._best, self._put, run, state)
 
-    def finish(self) -> None:
-        """Waits until everything is written.
+    def finish(self, run: Run, state: State) -> None:
+        """Saves the last step and waits until everything is written.
 
         Raises:
-            OSError: If the last checkpoint could not be written.
+            OSError: If the last step could not be written, not even at the second attempt.
         """
-        for store in (self._store, self._best):
-            if store is not None:
-                store.wait()
+        if self._store is None:
+            return
+        self.save(run, state)
+        self._try(self._best, Store.wait)
+        self._try(self._store, Store.wait)
+        if self._saved is None:
+            self._put(self._store, run, state)
+            self._store.wait()
 
-    def _save_in(self, store: Store, run: Run, state: State) -> None:
+    def _try(self, store: Store | None, write: Callable[..., None], *arguments: Any) -> None:
+        if store is None:
+            return
+        try:
+            write(store, *arguments)
+        except OSError as error:
+            self._saved = None if store is self._store else self._saved
+            logger.warning("%s. Training goes on; the checkpoints before it are whole.", error)
+
+    def _put(self, store: Store, run: Run, state: State) -> None:
         item = {
             "step": run.step,
             "reported": run.reported,
+            "stopped": run.stopped,
             "first": run.first,
             "history": run.history,
-            "config": _config(self._plan, state),
+            "config": _config(self._plan),
         }
         data = self._plan.batches.state_at(run.step - run.first)
-        try:
-            store.save(run.step, _arrays(state), data, item)
-        except Exception:  # a full disk, say: Orbax raises what it likes
-            logger.exception("Step %d could not be saved; training goes on.", run.step)
+        store.save(run.step, _arrays(state), data, item)
 
 
-def _config(plan: Plan, state: State) -> dict[str, Any]:
-    """Returns what must be the same when the run goes on."""
-    arrays = _arrays(state)
-    return {
-        "batch_size": plan.batches.batch_size,
-        "model": _shapes(arrays["model"]),
-        "optimizer and metrics": _shapes(arrays["training"]),
-    }
+def _config(plan: Plan) -> dict[str, Any]:
+    """Returns what decides the batches, beside the source's state."""
+    key = jax.random.key_data(plan.batches.data[1])
+    return {"batch_size": plan.batches.batch_size, "rngs of the Pipeline": key.tolist()}
 
 
 def _arrays(state: State) -> dict[str, Any]:
@@ -204,8 +253,6 @@ def _without_model(state: State) -> State:
     return dataclasses.replace(state, params=None, rest=None)
 
 
-def _shapes(tree: Any) -> str:
-    """Returns a digest of a pytree's paths, shapes and dtypes."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    text = json.dumps([(dotted(path), leaf.shape, str(leaf.dtype)) for path, leaf in leaves])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+def _kinds(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(without_keys(tree))
+    return {dotted(path): kind(leaf) for path, leaf in leaves}

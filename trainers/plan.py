@@ -28,5 +28,6 @@ class Plan:
     callbacks: tuple[Callback, ...]
     checkpoint: Checkpoints
     workdir: epath.Path | None
+    init_from: epath.Path | None
     writers: tuple[Writer, ...]
     resume_data: str

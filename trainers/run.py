@@ -18,6 +18,7 @@ class Run:
         steps_per_epoch: Steps in an epoch.
         history: One dict a log, in order; a callback may add to the last.
         reported: The last step whose log, evaluation and callbacks are done.
+        stopped: Whether a callback has stopped the run.
         first: The step that began with batch 0: 0, unless the data was restarted.
     """
 
@@ -27,6 +28,7 @@ class Run:
         self.steps_per_epoch = steps_per_epoch
         self.history: list[dict[str, Any]] = []
         self.reported = 0
+        self.stopped = False
         self.first = 0
         self._model = model
 

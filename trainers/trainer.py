@@ -56,7 +56,7 @@ class Trainer:
         ema: Decay of a moving average of the parameters, such as 0.999; evaluation uses it.
         precision: Dtype of the computation, `jnp.bfloat16`, in evaluation too; parameters, their
             updates, statistics, labels and sums stay `float32`.
-        wrt: Filter of the variables to train.
+        wrt: Filter of the variables to train; the others stay as they are.
         log_every: Steps between two logs; the last step is always logged.
         eval_every: Steps between two evaluations; None: once an epoch. The last step is always
             evaluated.
@@ -65,6 +65,9 @@ class Trainer:
             `gs://...`. The same script with the same workdir goes on where it was. None: nothing
             is written anywhere. Steps, cadences, callbacks and devices may change in between; the
             data, its order, the batch size, the model and the optimizer may not.
+        init_from: Weights to begin with, before the first step: another run's workdir, or a
+            `.safetensors` file with the names `export` writes. Where the workdir holds a
+            checkpoint of this run, that is taken instead.
         resume_data: `"exact"`, or `"restart"` to begin other data anew with the model of the
             checkpoint.
         callbacks: Callables `run -> bool | None`, called at each log, or every `n` steps with
@@ -109,6 +112,7 @@ class Trainer:
         eval_every: int | None = None,
         checkpoint: Checkpoints = _CHECKPOINTS,
         workdir: Any = None,
+        init_from: Any = None,
         resume_data: str = "exact",
         callbacks: Sequence[Callback] = (),
         writers: Sequence[Writer] | None = None,
@@ -176,6 +180,7 @@ class Trainer:
             callbacks=tuple(callbacks),
             checkpoint=checkpoint,
             workdir=None if workdir is None else epath.Path(workdir),
+            init_from=None if init_from is None else epath.Path(init_from),
             writers=tuple(writers or ()),
             resume_data=resume_data,
         )
@@ -227,6 +232,8 @@ class Trainer:
         Raises:
             ValueError: If the loss, the labels or the checkpoint do not fit.
             RuntimeError: If another run uses the workdir, or all its checkpoints are damaged.
+            OSError: If the workdir cannot be written; at the end, if the last checkpoint cannot
+                be: the model is trained all the same. In between, that is a warning.
         """
         fit = Fit(self._plan)
         try:

@@ -1,7 +1,8 @@
 """Weights without a trainer: from a workdir or a safetensors file into a model, and out of it."""
 
+import logging
 import os
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,55 +11,90 @@ from etils import epath
 from flax import nnx
 
 from datarax.errors import listed
-from trainers.checkpoints import Store, with_keys, without_keys
 from trainers.checksum import dotted
+from trainers.store import DamagedError, Store, with_keys, without_keys
 
-CHECKPOINTS = "checkpoints"
-"""The directory of the checkpoints within a workdir."""
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS, BEST = "checkpoints", "best"
+"""The directories of the checkpoints within a workdir."""
 
 
 def load(
-    workdir: epath.PathLike, model: nnx.Module | None = None, *, step: int | None = None
+    workdir: epath.PathLike,
+    model: nnx.Module | None = None,
+    *,
+    step: int | Literal["best"] | None = None,
 ) -> Any:
     """Loads the model that a run saved.
 
     Args:
         workdir: The run's directory, or a safetensors file.
         model: A model of the same structure; its variables are set in place.
-        step: The checkpoint to load; None: the newest that is whole.
+        step: The checkpoint to load, or `"best"` for the one that `Checkpoints(best=)` kept; None:
+            the newest that is whole.
 
     Returns:
         `model`, or where that is None the variables as a nested dict of NumPy arrays.
 
     Raises:
-        FileNotFoundError: If there is no checkpoint.
+        FileNotFoundError: If there is no such checkpoint.
         ValueError: If the model's variables are not those that were saved.
+        RuntimeError: If what was saved is damaged.
 
     Example:
         >>> model = load("runs/mnist", CNN(28, rngs=nnx.Rngs(0)))  # doctest: +SKIP
     """
     path = epath.Path(workdir)
-    found = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path, step)
+    found = _read(path, step)
     if model is None:
         return found
-    state = nnx.state(model)
-    wanted = without_keys(nnx.to_pure_dict(state))
-    shapes, given = _flat(wanted), _flat(found)
+    own = _flat(without_keys(nnx.to_pure_dict(nnx.state(model))))
+    given = _flat(found)
     # A safetensors file holds parameters alone: what it lacks stays as it is.
-    missing = set() if path.suffix == ".safetensors" else shapes.keys() - given.keys()
-    different = missing | (given.keys() - shapes.keys())
-    different |= {n for n in shapes.keys() & given.keys() if np.shape(shapes[n]) != given[n].shape}
+    missing = set() if _is_safetensors(path) else own.keys() - given.keys()
+    different = missing | (given.keys() - own.keys()) | _reshaped(own, given)
     if different:
         raise ValueError(
             f"{os.fspath(path)} is not of this {type(model).__name__}: they differ in "
             f"{listed(sorted(different)[:5])}. Build the model as the run did."
         )
-    filled = jax.tree_util.tree_map_with_path(
-        lambda path, own: jnp.asarray(given.get(dotted(path), own), jnp.asarray(own).dtype), wanted
-    )
-    nnx.replace_by_pure_dict(state, with_keys(filled, nnx.to_pure_dict(state)))
-    nnx.update(model, state)
+    _fill(model, given)
     return model
+
+
+def initialize(model: nnx.Module, path: epath.PathLike) -> None:
+    """Sets a model's variables to those of another run, as far as both have them.
+
+    The model keeps its own random streams. What only one of the two has is said.
+
+    Args:
+        model: The model; its variables are set in place.
+        path: A workdir or a safetensors file.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        ValueError: If they share no variable, or a shared one has another shape.
+    """
+    path = epath.Path(path)
+    state = nnx.state(model, nnx.Not(nnx.RngState))
+    own, given = _flat(nnx.to_pure_dict(state)), _flat(_read(path, None))
+    streams = _flat(without_keys(nnx.to_pure_dict(nnx.state(model, nnx.RngState))))
+    reshaped = _reshaped(own, given)
+    if reshaped or not own.keys() & given.keys():
+        name = min(reshaped, default="its names")
+        shapes = f"{given[name].shape} and {np.shape(own[name])} here" if reshaped else "all differ"
+        raise ValueError(
+            f"init_from={os.fspath(path)!r} does not fit this {type(model).__name__}: {name} has "
+            f"{shapes}. Build the model as that run did, or take what fits from the dict that "
+            "load(path) returns."
+        )
+    left = {"init_from lacks": own.keys() - given.keys()}
+    left["the model lacks"] = given.keys() - own.keys() - streams.keys()
+    for what, names in left.items():
+        if names:
+            logger.warning("%s: %s %s.", os.fspath(path), what, listed(sorted(names)[:5]))
+    _fill(model, {name: given[name] for name in own.keys() & given.keys()})
 
 
 def export(model: nnx.Module, path: epath.PathLike) -> None:
@@ -76,22 +112,53 @@ def export(model: nnx.Module, path: epath.PathLike) -> None:
     epath.Path(path).write_bytes(data)
 
 
+def _read(path, step):
+    return _safetensors(path) if _is_safetensors(path) else _checkpoint(path, step)
+
+
 def _checkpoint(workdir, step):
-    directory = workdir / CHECKPOINTS
+    directory = workdir / (BEST if step == "best" else CHECKPOINTS)
     store = Store(directory) if directory.exists() else None
-    if store is None or not store.steps():
+    steps = store.steps() if store is not None else []
+    wanted = steps[-1] if step == "best" and steps else step
+    if not steps or wanted not in (None, *steps):
         raise FileNotFoundError(
-            f"There is no checkpoint in {os.fspath(workdir)}: write load(workdir), with the "
-            "workdir that the Trainer was given."
+            f"There is no such checkpoint in {os.fspath(directory)}, which has the steps {steps}: "
+            "write load(workdir), with the workdir that the Trainer was given."
         )
 
     def read(step):
         return store.restore(step, {"model": None}, store.read(step)[1])["model"]
 
     try:
-        return jax.tree.map(np.asarray, read(step) if step is not None else store.newest(read))
+        found = store.newest(read) if wanted is None else read(wanted)
+        return jax.tree.map(np.asarray, found)
+    except DamagedError as error:
+        raise RuntimeError(
+            f"The checkpoint of step {wanted} in {os.fspath(directory)} is damaged: {error}. Load "
+            f"another of its steps, {steps}."
+        ) from error
     finally:
         store.close()
+
+
+def _fill(model, given):
+    state = nnx.state(model)
+    own = nnx.to_pure_dict(state)
+    filled = jax.tree_util.tree_map_with_path(
+        lambda path, own: jnp.asarray(given.get(dotted(path), own), jnp.asarray(own).dtype),
+        without_keys(own),
+    )
+    nnx.replace_by_pure_dict(state, with_keys(filled, own))
+    nnx.update(model, state)
+
+
+def _reshaped(own, given):
+    return {n for n in own.keys() & given.keys() if np.shape(own[n]) != given[n].shape}
+
+
+def _is_safetensors(path):
+    return path.suffix == ".safetensors"
 
 
 def _safetensors(path):

@@ -1,0 +1,245 @@
+"""The store of a run's checkpoints: one Orbax composite a step, each array under a checksum."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import args
+
+from trainers.checksum import checksums
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_ARRAYS = ("model", "training")
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+class DamagedError(Exception):
+    """A checkpoint cannot be read whole; the message says why."""
+
+
+class Store:
+    """The checkpoints in one directory.
+
+    Args:
+        directory: Where they are.
+        keep: How many of the newest to keep of those it saves; None: it is only read, and nothing
+            in it is touched.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
+        self.directory = epath.Path(directory)
+        self._writes = keep is not None
+        if self._writes:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._clear()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._pending: int | None = None
+
+    def steps(self) -> list[int]:
+        """Returns the steps of whole checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, arrays: dict[str, Any], data: dict, run: dict) -> None:
+        """Saves a checkpoint; the writing goes on in the background.
+
+        Args:
+            step: Its number.
+            arrays: The pytrees `model` and `training`; they may be donated once this returns.
+            data: The source's state.
+            run: What else the run must remember, JSON-able.
+
+        Raises:
+            OSError: If this one, or the one before, could not be written.
+            TypeError: If `run` is not JSON-able.
+        """
+        self.wait()
+        run = json.loads(json.dumps(run, default=_number))
+        arrays = {name: without_keys(arrays[name]) for name in _ARRAYS}
+        run = {**run, "format": FORMAT, "arrays": checksums(arrays), "data": _digest(data)}
+        items = {name: args.StandardSave(tree) for name, tree in arrays.items()}
+        items["data"] = args.JsonSave(data)
+        items["run"] = args.JsonSave({**run, "digest": _digest(run)})
+        self._pending = step
+        with self._writing():
+            self._manager.save(step, args=args.Composite(**items), force=True)
+
+    def read(self, step: int) -> tuple[dict, dict]:
+        """Returns the `data` and the `run` of a checkpoint.
+
+        Raises:
+            DamagedError: If they are not what was saved.
+            ValueError: If a newer version of this library saved them.
+        """
+        items = {"data": args.JsonRestore(), "run": args.JsonRestore()}
+        found = self._restored(step, items)
+        data, run = found["data"], found["run"]
+        digest = run.pop("digest", None) if isinstance(run, dict) else None
+        if digest is None or digest != _digest(run) or run["data"] != _digest(data):
+            raise DamagedError("its run or data item is not what was saved")
+        if run["format"] > FORMAT:
+            raise ValueError(
+                f"{self._path(step)} has format {run['format']}, this version reads up to "
+                f"{FORMAT}: update datarax to go on with this run."
+            )
+        return data, run
+
+    def restore(self, step: int, like: dict[str, Any], run: dict) -> dict[str, Any]:
+        """Returns the arrays of a checkpoint, checked.
+
+        Args:
+            step: Its number.
+            like: Pytrees of the same structure, whose shapes, dtypes and shardings the arrays get;
+                None for nested dicts of NumPy arrays, with PRNG keys as the words they are made of.
+            run: What `read` returned of it.
+
+        Raises:
+            DamagedError: If an array is not what was saved.
+        """
+        items = {name: args.StandardRestore(_abstract(like[name])) for name in like}
+        found = self._restored(step, items)
+        arrays = {name: found[name] for name in like}
+        sums = checksums(arrays)
+        saved = {path: sum for path, sum in run["arrays"].items() if path.split(".")[0] in like}
+        wrong = [path for path in saved | sums if saved.get(path) != sums.get(path)]
+        if wrong:
+            raise DamagedError(f"{len(wrong)} of its arrays are not what was saved: {wrong[0]}")
+        return {name: with_keys(arrays[name], like[name]) for name in like}
+
+    def newest(self, take: Callable[[int], Any]) -> Any:
+        """Returns `take(step)` of the newest checkpoint that is whole, None where there are none.
+
+        Damaged ones are passed over with a warning and, in a store that is written to, moved out of
+        the way, so that their steps can be saved again.
+
+        Args:
+            take: Reads a checkpoint; raises `DamagedError` where it is not whole.
+
+        Raises:
+            RuntimeError: If there are checkpoints and all are damaged; they stay where they are.
+        """
+        reasons: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                found = take(step)
+            except DamagedError as error:
+                reasons[step] = str(error)
+                continue
+            for damaged, reason in reasons.items():
+                place = f" It is set aside as {self._set_aside(damaged)}." if self._writes else ""
+                logger.warning(
+                    "The checkpoint %s is damaged: %s.%s Step %d before it is taken.",
+                    self._path(damaged),
+                    reason,
+                    place,
+                    step,
+                )
+            return found
+        if not reasons:
+            return None
+        each = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
+        raise RuntimeError(
+            f"Every checkpoint in {self.directory} is damaged ({each}). Restore the directory from "
+            "a copy, or begin anew in another workdir."
+        )
+
+    def wait(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            OSError: If something could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and frees the threads; what cannot be written is for `wait` to say."""
+        with contextlib.suppress(OSError):
+            self.wait()
+        self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Makes what Orbax raises an `OSError`, and forgets what is half written."""
+        try:
+            yield
+        except Exception as error:  # Orbax raises what it likes, its own book-keeping is off then
+            self._clear()
+            self._manager.reload()
+            raise OSError(f"Step {self._pending} could not be saved: {_reason(error)}") from error
+
+    def _clear(self):
+        """Removes what killed or failed runs left half written: it may fill the disk."""
+        for path in self.directory.glob(f"*{_UNFINISHED}*"):
+            path.rmtree()
+
+    def _set_aside(self, step: int) -> str:
+        place = self.directory / f"damaged-{step}-{os.urandom(3).hex()}"
+        self._path(step).rename(place)
+        self._manager.reload()
+        return place.name
+
+    def _path(self, step: int) -> epath.Path:
+        return self.directory / str(step)
+
+    def _restored(self, step, items):
+        try:
+            return self._manager.restore(step, args=args.Composite(**items))
+        except (PermissionError, ConnectionError, TimeoutError):
+            raise  # says nothing of the checkpoint
+        except Exception as error:  # what Orbax raises on damage is of many types
+            raise DamagedError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first:.300}"
+
+
+def _number(value: Any) -> float:
+    """Returns a number of NumPy or JAX, as callbacks may put them into the history, as Python's."""
+    if getattr(value, "size", None) == 1:
+        return value.item()
+    raise TypeError(
+        f"A checkpoint holds numbers and texts, not a {type(value).__name__}: a callback that adds "
+        "to run.history[-1] writes float(value)."
+    )
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _is_key(array) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def without_keys(tree: Any) -> Any:
+    """Returns `tree` with PRNG keys as the words they are made of."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def with_keys(tree: Any, like: Any) -> Any:
+    """Returns `tree` with PRNG keys where `like` has them; where that is None, as it is."""
+    if like is None:
+        return tree
+
+    def wrap(x, y):
+        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(y)) if _is_key(y) else x
+
+    return jax.tree.map(wrap, tree, like)
+
+
+def _abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
