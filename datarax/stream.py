@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +43,13 @@ def permutation(length: int, *key: int) -> np.ndarray:
     bits = np.uint64(max(length - 1, 1).bit_length())
     index = np.arange(length, dtype=np.uint64)
     # The hash's lower bits give way to the index: no two are equal, so any sort gives the same.
-    keys = ((_mix(index + np.uint64(seed)) >> bits) << bits) | index
+    keys = _mix(index + np.uint64(seed))
+    keys >>= bits
+    keys <<= bits
+    keys |= index
     keys.sort()
-    return (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    keys &= (np.uint64(1) << bits) - np.uint64(1)
+    return keys.view(np.int64)
 
 
 def _mix(x: Any) -> Any:
@@ -56,9 +60,11 @@ def _mix(x: Any) -> Any:
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
         return x ^ (x >> 31)
     x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x ^= x >> np.uint64(shift)
+        x *= np.uint64(factor)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 @dataclass(frozen=True)
@@ -140,8 +146,14 @@ class Window:
     def check(self) -> str:
         """Returns a hash of length and last row: a window that was read again has the same."""
         if self._check is None:
-            last = self._table.slice(len(self) - 1).to_pylist()
-            self._check = f"{zlib.crc32(repr((len(self), last)).encode()):08x}"
+            found = zlib.crc32(str(len(self)).encode())
+            for column in self._numbers.values():
+                found = zlib.crc32(column[-1:].tobytes(), found)
+            if self._decoder.lazy:
+                lazy = sorted({leaf.path[0] for leaf in self._decoder.lazy})
+                last = self._table.select(lazy).slice(len(self) - 1).to_pylist()
+                found = zlib.crc32(repr(last).encode(), found)
+            self._check = f"{found:08x}"
         return self._check
 
     def _place(self, row: int) -> str:
@@ -153,8 +165,7 @@ class Window:
         return f"row {piece.row + row} of {self._label(piece.shard)}"
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """A position in a stream, from which its state can be made: cheap to take for every batch.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ from datarax.shards import Shards
 from datarax.stream import Mark, Order, Part, Stream
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """Where all streams of a process are: cheap to take for every batch."""
 
     epoch: int

@@ -49,6 +49,7 @@ class StreamingSourceBase(DataraxModule):
         ValueError: If there are no rows, or an argument is out of range.
 
     Example:
+        >>> from datarax.shards import TableShards
         >>> class Counted(StreamingSourceBase):
         ...     def __init__(self, n):
         ...         table = datasets.Dataset.from_dict({"x": range(n)})
