@@ -85,6 +85,16 @@ class Batches:
         _, batch, valid, stages = self._form(data, stages, t)
         return batch, valid, stages
 
+    def records(self, t: int) -> np.ndarray:
+        """Returns which records of the source batch `t` holds, in its order: int32 `(batch_size,)`."""
+        epoch, step = divmod(t, self.steps_per_epoch)
+        source = self._position
+        seed = source.order_seed()
+        if seed is not None:
+            seed = order.epoch_seed(seed, epoch)
+        start = step * self.batch_size
+        return np.asarray(order.window(start, self.batch_size, num_records=self.length, seed=seed))
+
     def extent(self, name: str) -> tuple[int, int] | None:
         """Returns the least and the greatest value of an integer column of the source.
 

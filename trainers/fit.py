@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-import functools
+import logging
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from trainers import divergence, program
 from trainers.callbacks import every
 from trainers.keeper import Keeper
 from trainers.loop import Loop
@@ -20,8 +21,10 @@ from trainers.result import Status
 from trainers.run import Run
 from trainers.signals import Signals
 from trainers.state import State, Window, strong
-from trainers.step import train_step
+from trainers.watch import Watch
 from trainers.weights import initialize
+
+logger = logging.getLogger(__name__)
 
 
 class Fit:
@@ -47,12 +50,15 @@ class Fit:
         plan, run = self.plan, self.run
         with self._keeper.opened(), self._signals.watched():
             # Tracing comes before compiling, and finds what is wrong with the losses and the data.
-            loop = _trace(plan, self.state)
+            loop = program.loop(plan, self.state, plan.batches.data)
             for evaluator in plan.evaluators.values():
                 evaluator.trace(*self.evaluated())
             restored = self._keeper.restore(run, self.state)
             if restored is not None:
                 self.state = restored
+                if (found := divergence.noted(plan.workdir, run.step, run.first)) is not None:
+                    self._say(found)
+                    return "diverged"
                 if run.step >= plan.steps and run.step == run.reported:
                     return "finished"
                 # Callbacks may have changed in between: those of today decide.
@@ -64,6 +70,7 @@ class Fit:
             if not self._signals.asked():
                 loop.compile()
                 self._keeper.compile(self.state)
+            divergence.forget(plan.workdir)
             with (
                 contextlib.closing(self._keeper.writers(run)) as self._writers,
                 contextlib.closing(
@@ -77,6 +84,7 @@ class Fit:
     def _train(self, loop: Loop) -> Status:
         """The loop. The order of its parts is important."""
         plan, run, pace = self.plan, self.run, Pace()
+        watch = Watch(plan, self.state, run.step, run.first)
         data = plan.batches.data_from(run.first)
         while True:
             # 1. What is due at this step, once: the log, the evaluation, the callbacks. A signal
@@ -93,12 +101,35 @@ class Fit:
             if self._keeper.is_due(run):
                 self._keeper.save(run, self.state)
             # 3. A chunk of steps: up to the next thing that is due, or about two seconds.
-            stop = min(self._next_due(), run.step + pace.steps())
+            due = self._next_due()
+            stop = min(due, run.step + pace.steps())
             with pace.measured(stop - run.step):
                 self.state = loop(self.state, data, run.step, stop)
                 jax.block_until_ready(self.state.loss)
             run.step = stop
             self._progress.advance(stop, pace.seconds)
+            # 4. Nothing is logged, evaluated or saved of a state that is not finite.
+            used = stop == due or self._keeper.is_due(run) or self._signals.asked()
+            if not watch.is_finite(self.state, stop, thoroughly=used) and self._diverged(watch):
+                return "diverged"
+
+    # --- divergence ------------------------------------------------------------------------------
+
+    def _diverged(self, watch: Watch) -> bool:
+        """Goes back to the last finite state, unless all are after all."""
+        plan, run = self.plan, self.run
+        found = watch.find(self.state, run.step)
+        if found is None:
+            return False
+        found, self.state = found
+        run.step, run.reported = found.step, min(found.step, run.reported)
+        run.history[:] = [row for row in run.history if row["step"] <= run.step]
+        divergence.note(plan.workdir, found)
+        self._say(found)
+        return True
+
+    def _say(self, found: divergence.Divergence) -> None:
+        logger.error("%s%s", found, divergence.remedy(self.plan.workdir))
 
     # --- what is due at a step -------------------------------------------------------------------
 
@@ -187,16 +218,6 @@ def _start(plan: Plan) -> State:
         window=Window.empty(plan.objective.metrics),
         loss=jnp.zeros(()),
     )
-
-
-def _trace(plan: Plan, state: State) -> Loop:
-    definition = split(plan.model, plan.update.wrt, training=True)[0]
-    step = train_step(definition, plan.objective, plan.update, plan.batches.rows)
-    loop = Loop(step, state, plan.batches.data)
-    if loop.from_python and plan.update.accumulate > 1:
-        # The slices' own loop would be as slow as the steps'.
-        loop = Loop(functools.partial(step, unroll=True), state, plan.batches.data)
-    return loop
 
 
 def _due(step: int, every: int) -> bool:

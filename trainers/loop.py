@@ -28,18 +28,22 @@ class Loop:
         step: `(state, data, t) -> state`, pure, with `t` an `int32` scalar.
         state: The first state, or one of its shapes and dtypes.
         data: What `step` reads.
+        goes_on: `state -> bool`, traceable, asked before each step: a compiled run ends early where
+            it is False. Steps that are called from Python go on.
 
     Attributes:
         from_python: Whether the steps are called from Python.
     """
 
-    def __init__(self, step: Step, state: Any, data: Any):
+    def __init__(
+        self, step: Step, state: Any, data: Any, goes_on: Callable[[Any], Any] = lambda _: True
+    ):
         step = jax.jit(step, donate_argnums=0)
         traced = step.trace(state, data, jnp.int32(0))
         self.from_python = jax.default_backend() == "cpu" and _has_convolution(traced.jaxpr.jaxpr)
         if not self.from_python:
             # Inside the loop the step is found already traced.
-            chunk = jax.jit(functools.partial(_chunk, step), donate_argnums=0)
+            chunk = jax.jit(functools.partial(_chunk, step, goes_on), donate_argnums=0)
             traced = chunk.trace(state, data, jnp.int32(0), jnp.int32(0))
         self._traced = traced
 
@@ -62,12 +66,16 @@ class Loop:
         return state
 
 
-def _chunk(step, state, data, start, stop):
+def _chunk(step, goes_on, state, data, start, stop):
     def body(carry):
         t, state = carry
         return t + 1, step(state, data, t)
 
-    return jax.lax.while_loop(lambda carry: carry[0] < stop, body, (start, state))[1]
+    def condition(carry):
+        t, state = carry
+        return (t < stop) & goes_on(state)
+
+    return jax.lax.while_loop(condition, body, (start, state))[1]
 
 
 def _has_convolution(jaxpr: core.Jaxpr) -> bool:

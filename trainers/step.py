@@ -136,11 +136,12 @@ class Update:
 
 def train_step(
     definition: nnx.GraphDef, objective: Objective, update: Update, rows: Rows
-) -> Callable[..., State]:
-    """Returns the function `(state, data, t, unroll=False) -> state` of one optimizer update.
+) -> Callable[..., Any]:
+    """Returns the function `(state, data, t, unroll=False, gradient=False)` of an optimizer update.
 
     Gradient and loss are `sum(losses * weight * valid) / sum(weight * valid)` over the whole step,
-    however it is sliced. With `unroll` the slices are written out instead of looped over.
+    however it is sliced. With `unroll` the slices are written out instead of looped over. The function
+    returns the next state, with `gradient` the pair of it and the gradient.
 
     Args:
         definition: The model's graph, in training mode.
@@ -158,14 +159,14 @@ def train_step(
         return loss, (weight, metrics, _carried(new, lowered, rest))
 
     # Jitted, it is traced once, however often the step around it is.
-    gradient = jax.jit(jax.value_and_grad(total_loss, has_aux=True))
+    differentiate = jax.jit(jax.value_and_grad(total_loss, has_aux=True))
 
     def sums(params, rest, window, batch, valid, unroll):
         """Returns the sum of gradients over all slices, and what goes along."""
 
         def one(carry, slice):
             total, rest, window = carry
-            (loss, (weight, metrics, rest)), new = gradient(params, rest, *slice)
+            (loss, (weight, metrics, rest)), new = differentiate(params, rest, *slice)
             total = new if total is None else jax.tree.map(jnp.add, total, new)
             return (total, rest, keep_dtypes(window.add(loss, weight, metrics), window)), None
 
@@ -177,7 +178,7 @@ def train_step(
         start = (jax.tree.map(jnp.zeros_like, params), rest, window)
         return jax.lax.scan(one, start, slices, unroll=unroll)[0]
 
-    def step(state: State, data: Any, t: jax.Array, *, unroll: bool = False) -> State:
+    def step(state: State, data: Any, t: jax.Array, *, unroll=False, gradient=False):
         batch, valid, stages = rows(data, state.stages, t)
         empty = Window.empty(objective.metrics)
         total, rest, sum_ = sums(state.params, state.rest, empty, batch, valid, unroll)
@@ -195,7 +196,8 @@ def train_step(
             ema = optax.incremental_update(params, ema, 1 - update.ema)
         window = state.window.add(sum_.loss, sum_.weight, sum_.metrics)
         new = State(params, rest, optimizer_state, ema, stages, window, loss)
-        return keep_dtypes(new, state)
+        new = keep_dtypes(new, state)
+        return (new, gradients) if gradient else new
 
     return step
 

@@ -1,0 +1,233 @@
+"""Divergence: which step made a run not finite, which records did it, and the state before it."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from trainers import program
+from trainers.plan import Plan
+from trainers.snapshot import Snapshot
+from trainers.state import State, Window, strong
+
+_LOSS, _GRADIENT, _PARAMETERS = 1, 2, 3
+_WHAT = {
+    _LOSS: "The loss of batch {batch} is not finite",
+    _GRADIENT: "The loss of batch {batch} is finite, its gradient is not",
+    _PARAMETERS: "Loss and gradient of batch {batch} are finite, the parameters after its update "
+    "are not",
+}
+_RECORDS = 8  # at most so many are named
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """The first step of a run that is not finite.
+
+    Args:
+        step: Number of finished steps before it.
+        batch: Number of its batch, as in `Trainer.batch_at`.
+        what: What is not finite.
+        rows: Rows of the batch that are not finite by themselves, eight at most.
+        records: The same records by their number in the source.
+        first: The run's step that began with batch 0.
+    """
+
+    step: int
+    batch: int
+    what: str
+    rows: list[int]
+    records: list[int]
+    first: int
+
+    def __str__(self) -> str:
+        if self.rows:
+            many = len(self.rows) == _RECORDS
+            named = ", ".join(f"{row} (record {r})" for row, r in zip(self.rows, self.records))
+            who = f" Not finite by {'itself' if len(self.rows) == 1 else 'themselves'}: row "
+            who += f"{named}{' and perhaps more' if many else ''}."
+        else:
+            many, who = True, " No record of it does that by itself."
+        advice = (
+            "Where many records do, the parameters have grown too large: lower the learning rate, "
+            "or clip the gradient with optax.clip_by_global_norm."
+            if many
+            else "Mend or leave out what is wrong there, or guard the loss against it."
+        )
+        return (
+            f"The run diverged in step {self.step + 1}. {self.what}.{who} Look at it with "
+            f"trainer.batch_at({self.batch}); the model is kept as it was after step {self.step}. "
+            f"{advice}"
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A state that stays as it is before the first step that is not finite.
+
+    Args:
+        state: The state.
+        why: 0, or what was not finite in the step after `state`; int32.
+        steps: Number of steps that were finite, int32.
+    """
+
+    state: State
+    why: jax.Array
+    steps: jax.Array
+
+    @classmethod
+    def start(cls, state: State) -> "Watched":
+        """Returns the state to begin with."""
+        return cls(state, jnp.int32(0), jnp.int32(0))
+
+
+def watch(step: Callable) -> Callable[[Watched, Any, jax.Array], Watched]:
+    """Returns the train step `step` under watch: it keeps the state before what is not finite.
+
+    A gradient counts only where it reaches the parameters or the optimizer's state, so that
+    `optax.apply_if_finite` may do its work.
+    """
+
+    def one(watched: Watched, data: Any, t: jax.Array) -> Watched:
+        old = watched.state
+        new, gradient = step(old, data, t, gradient=True)
+        reached = spoiled(new) > spoiled(old)
+        why = jnp.select(
+            [
+                ~jnp.isfinite(new.loss),
+                reached & (_spoiled(gradient) > 0),
+                _spoiled(new.params) > _spoiled(old.params),
+            ],
+            [_LOSS, _GRADIENT, _PARAMETERS],
+            0,
+        )
+        why = jnp.where(watched.why == 0, why, watched.why).astype(jnp.int32)
+        fine = why == 0
+        state = jax.tree.map(lambda x, y: jnp.where(fine, x, y), new, old)
+        return Watched(state, why, watched.steps + fine)
+
+    return one
+
+
+@jax.jit
+def spoiled(state: State) -> jax.Array:
+    """Returns how many numbers of the parameters and the optimizer's state are not finite."""
+    return _spoiled((state.params, state.optimizer))
+
+
+def _spoiled(tree: Any) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return sum((jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in floats), jnp.int32(0))
+
+
+def find(
+    plan: Plan, snapshot: Snapshot, begin: int, stop: int, first: int
+) -> tuple[Divergence, State] | None:
+    """Runs steps again, under watch.
+
+    Args:
+        plan: What the run does.
+        snapshot: The state after `begin` steps.
+        begin: Where to begin.
+        stop: Where to end.
+        first: The step that began with batch 0.
+
+    Returns:
+        The first step that is not finite and the state before it, None where all are finite.
+    """
+    size, data = plan.batches.batch_size, plan.batches.data_from(first)
+    everyone, watched = np.arange(size, dtype=np.int32), Watched.start(snapshot.restored())
+    loop = program.loop(
+        plan,
+        watched,
+        (data, everyone),
+        around=watch,
+        rows=_picked(plan.batches.rows),
+        goes_on=lambda watched: watched.why == 0,
+    )
+    step = begin
+    while step < stop:
+        end = min(stop, step - step % plan.log_every + plan.log_every)
+        watched = loop(watched, (data, everyone), step, end)
+        if why := int(watched.why):
+            break
+        step = end
+        if step % plan.log_every == 0:  # as after a log
+            window = Window.empty(plan.objective.metrics)
+            watched = Watched.start(dataclasses.replace(watched.state, window=window))
+        else:
+            watched = Watched.start(watched.state)
+    else:
+        return None
+    step, state = step + int(watched.steps), watched.state
+
+    def fails(rows: np.ndarray) -> bool:
+        picks = np.resize(rows, size).astype(np.int32)
+        return bool(loop(Watched.start(strong(state)), (data, picks), step, step + 1).why)
+
+    batch = step - first
+    rows = _culprits(everyone, fails, _RECORDS)
+    records = plan.batches.records(batch)[rows].tolist()
+    what = _WHAT[why].format(batch=batch)
+    return Divergence(step, batch, what, [int(row) for row in rows], records, first), state
+
+
+def _picked(rows):
+    """Returns `rows` with the records of each batch replaced by some of them."""
+
+    def picked(data, stages, t):
+        data, picks = data
+        batch, valid, stages = rows(data, stages, t)
+        return jax.tree.map(lambda column: column[picks], batch), valid[picks], stages
+
+    return picked
+
+
+def _culprits(rows: np.ndarray, fails: Callable[[np.ndarray], bool], most: int) -> list[int]:
+    """Returns the rows that fail by themselves, up to `most`, by halving."""
+    if most < 1 or not fails(rows):
+        return []
+    if len(rows) == 1:
+        return [int(rows[0])]
+    middle = len(rows) // 2
+    found = _culprits(rows[:middle], fails, most)
+    return found + _culprits(rows[middle:], fails, most - len(found))
+
+
+# --- between two starts of a run -----------------------------------------------------------------
+
+
+def note(workdir: epath.Path | None, found: Divergence) -> None:
+    """Leaves a note in the workdir, for the next start of the run."""
+    if workdir is not None:
+        text = json.dumps(dataclasses.asdict(found), indent=2)
+        _file(workdir).write_text(text + "\n")
+
+
+def noted(workdir: epath.Path | None, step: int, first: int) -> Divergence | None:
+    """Returns the note of a run that diverged after `step` steps on the same data."""
+    if workdir is None or not _file(workdir).exists():
+        return None
+    found = Divergence(**json.loads(_file(workdir).read_text()))
+    return found if (found.step, found.first) == (step, first) else None
+
+
+def forget(workdir: epath.Path | None) -> None:
+    """Removes a note: the run goes on."""
+    if workdir is not None:
+        _file(workdir).unlink(missing_ok=True)
+
+
+def remedy(workdir: epath.Path | None) -> str:
+    """Returns what to do to go on, where there is a workdir."""
+    return f" To go on from there after a change, delete {_file(workdir)}." if workdir else ""
+
+
+def _file(workdir: epath.Path) -> epath.Path:
+    return workdir / "diverged.json"

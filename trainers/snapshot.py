@@ -1,0 +1,41 @@
+"""A snapshot: a copy of a state in host memory, which no donation reaches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainers.state import strong
+
+
+class Snapshot:
+    """Copies a pytree of arrays; each process keeps what its own devices hold.
+
+    Args:
+        tree: Arrays, keys among them, placed in any way.
+    """
+
+    def __init__(self, tree: Any):
+        leaves, self._structure = jax.tree.flatten(tree)
+        self._leaves = [_Leaf(leaf) for leaf in leaves]
+
+    def restored(self) -> Any:
+        """Returns the pytree as it was, on the devices it was on; the snapshot stays."""
+        # A device may share the host's buffer: what is handed out is donated, so it is copied.
+        leaves = [leaf.restored() for leaf in self._leaves]
+        return strong(jax.tree.unflatten(self._structure, leaves))
+
+
+class _Leaf:
+    def __init__(self, array: jax.Array):
+        self._key = None
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            self._key, array = jax.random.key_impl(array), jax.random.key_data(array)
+        self._shape, self._sharding = array.shape, array.sharding
+        self._parts = [(part.device, np.array(part.data)) for part in array.addressable_shards]
+
+    def restored(self) -> jax.Array:
+        parts = [jax.device_put(part, device) for device, part in self._parts]
+        array = jax.make_array_from_single_device_arrays(self._shape, self._sharding, parts)
+        return array if self._key is None else jax.random.wrap_key_data(array, impl=self._key)

@@ -1,0 +1,80 @@
+"""The watch over a run: whether it is finite still, and the last state that is known to be."""
+
+import time
+
+import numpy as np
+
+from trainers.divergence import Divergence, find, spoiled
+from trainers.plan import Plan
+from trainers.snapshot import Snapshot
+from trainers.state import State
+
+_SHARE = 0.01  # of the time goes into snapshots, at most
+
+
+class Watch:
+    """Looks at a run between chunks of steps, and keeps a snapshot to run again from.
+
+    A loss that is not finite shows in the sum of the window, whatever the later steps did, so no
+    step waits for its own.
+
+    Args:
+        plan: What the run does.
+        state: The state at its start.
+        step: The number of finished steps there.
+        first: The step that began with batch 0.
+    """
+
+    def __init__(self, plan: Plan, state: State, step: int, first: int):
+        self._plan = plan
+        self._first = first
+        self._spoiled = int(spoiled(state))  # such as the -inf of a mask: not ours to judge
+        self._take(state, step)
+
+    def is_finite(self, state: State, step: int, *, thoroughly: bool = False) -> bool:
+        """Returns whether a state is finite, as far as the losses tell.
+
+        Args:
+            state: The state after `step` steps.
+            step: The number of finished steps.
+            thoroughly: Whether to look at the parameters as well, which costs a pass over them.
+        """
+        if not np.isfinite((state.loss, state.window.loss)).all():
+            return False
+        due = time.perf_counter() - self._taken > self._cost / _SHARE
+        if (thoroughly or due) and int(spoiled(state)) > self._spoiled:
+            return False
+        if due:
+            self._take(state, step)
+        return True
+
+    def find(self, state: State, step: int) -> tuple[Divergence, State] | None:
+        """Runs the steps since the snapshot again, where a state is not finite.
+
+        Args:
+            state: The state, which stays as it is.
+            step: The number of finished steps it claims.
+
+        Returns:
+            What was found and the state before it; None where it was nothing: an infinity that a
+            finite gradient left in the optimizer's state.
+        """
+        found = find(self._plan, self._snapshot, self._step, step, self._first)
+        if found is not None:
+            return found
+        if np.isfinite((state.loss, state.window.loss)).all():
+            self._spoiled = int(spoiled(state))
+            return None
+        batch = self._step - self._first
+        what = (
+            f"A loss is not finite in one of the batches {batch} to {step - self._first - 1}, and "
+            "was when they were run again: the computation is not the same each time"
+        )
+        found = Divergence(self._step, batch, what, [], [], self._first)
+        return found, self._snapshot.restored()
+
+    def _take(self, state: State, step: int) -> None:
+        begun = time.perf_counter()
+        self._snapshot, self._step = Snapshot(state), step
+        self._taken = time.perf_counter()
+        self._cost = self._taken - begun
