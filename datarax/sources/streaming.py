@@ -1,28 +1,25 @@
 """The base of sources that are read in order, batch after batch, and resume exactly."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Iterator
+from typing import Any, Literal, Self
 
-import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
 from flax import nnx
 
 from datarax.decoder import Decoder, nested
-from datarax.errors import expect_between, listed
-from datarax.fingerprint import Digest
+from datarax.errors import expect_between
+from datarax.firstrows import fingerprint, first_rows
 from datarax.host import HostColumn
-from datarax.module import DataraxModule, DataraxModuleConfig, expect_dict
+from datarax.module import DataraxModule, DataraxModuleConfig
 from datarax.order import MAX_RECORDS
-from datarax.reader import Care, OpenShard
+from datarax.reader import Care
 from datarax.shards import Shards
 from datarax.stream import Order
 from datarax.streams import Block, Position, Streams, joined, read_block, rows, split_order
-
-STATE_VERSION = 1
-_FINGERPRINTED = 64
+from datarax.streamstate import STATE_VERSION, expect_fitting
+from datarax.streamstate import merge_states as merge_states
 
 
 class StreamingSourceBase(DataraxModule):
@@ -76,12 +73,12 @@ class StreamingSourceBase(DataraxModule):
         expect_between("seed", seed, 0, 2**32 - 1)
         expect_between("shuffle_buffer_size", shuffle_buffer_size, 1, MAX_RECORDS)
         care = Care(timeout, on_bad_rows)
-        first, opened = _first_rows(shards, care, keep=not shuffle or shards.num_shards == 1)
+        first, opened = first_rows(shards, care, keep=not shuffle or shards.num_shards == 1)
         decoder = Decoder(first.features, first.table)
         order = Order(bool(shuffle), int(seed), int(shuffle_buffer_size))
         self.epoch = nnx.Variable(0)
         self.revision = revision
-        self.fingerprint = _fingerprint(shards, first)
+        self.fingerprint = fingerprint(shards, first)
         self._streams = Streams(shards, decoder, order, care, opened=opened)
         self._counts = _Counts()
         self._resumes = False  # whether a `for` goes on where `set_state` put it
@@ -388,27 +385,7 @@ class StreamingSourceBase(DataraxModule):
             TypeError: If `state` is no dict.
             ValueError: If its structure, data, revision, order or number of streams differ.
         """
-        expect_dict(state)
-        own = self.get_state()
-        if state.keys() != own.keys() or state.get("version") != STATE_VERSION:
-            raise ValueError(
-                f"The state has {sorted(state)} of version {state.get('version')}; {self._label()} "
-                f"reads {sorted(own)} of version {STATE_VERSION}, as its get_state() returns them."
-            )
-        anew = "Restore it with what it was saved with, or begin anew with reset()."
-        for key, said in (("fingerprint", "fingerprint"), ("revision", "revision")):
-            if state[key] != own[key]:
-                raise ValueError(
-                    f"The state is of other data: its {said} is {state[key]}, that of "
-                    f"{self._label()} is {own[key]}. {anew}"
-                )
-        if state["order"] != own["order"]:
-            given = {k: v for k, v in _dict(state["order"]).items() if v != own["order"].get(k)}
-            here = {key: own["order"].get(key) for key in given}
-            raise ValueError(
-                f"The state is of another order: it has {given}, {self._label()} has {here}. {anew}"
-            )
-        _expect_streams(state, self._streams.numbers)
+        expect_fitting(state, self.get_state(), self._streams.numbers, self._label())
         self._streams.load(state)
         self.epoch.set_value(state["epoch"])
         self._resumes = True
@@ -474,28 +451,6 @@ class StreamingSourceBase(DataraxModule):
         return self.name or type(self).__name__
 
 
-def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns one state of the states of all processes, taken after the same batch.
-
-    Args:
-        states: What `get_state` returned on each process of a split source.
-
-    Raises:
-        ValueError: If they are not of one run, or of different epochs.
-    """
-    first = states[0]
-    for state in states[1:]:
-        differ = [
-            k for k in first if k not in ("streams", "turn", "index") and state.get(k) != first[k]
-        ]
-        if differ:
-            raise ValueError(f"The states are not of one run: they differ in {listed(differ)}.")
-    streams = {n: stream for state in states for n, stream in state["streams"].items()}
-    index = sum(state["index"] for state in states)
-    streams = dict(sorted(streams.items(), key=lambda x: int(x[0])))
-    return {**first, "index": index, "turn": 0, "streams": streams}
-
-
 # --- pure parts --------------------------------------------------------------------------------
 
 
@@ -513,52 +468,3 @@ def is_array(value: Any) -> bool:
 class _Counts:
     def __init__(self, applied: int = 0, skipped: int = 0):
         self.applied, self.skipped = applied, skipped
-
-
-class _First(NamedTuple):
-    table: pa.Table
-    features: datasets.Features
-
-
-def _first_rows(shards: Shards, care: Care, *, keep: bool) -> tuple[_First, dict[int, OpenShard]]:
-    """Returns the first rows, and the shards opened for them: reading begins with these again."""
-    opened = {}
-    for number in range(shards.num_shards):
-        shard = OpenShard(shards, number, care)
-        table = shard.peek()
-        if keep:
-            opened[number] = shard
-        else:
-            shard.close()
-        if table is not None:
-            features = shards.features or datasets.Features.from_arrow_schema(table.schema)
-            return _First(table, features), opened
-    raise ValueError("The stream is empty: there is no row in any of its shards.")
-
-
-def _fingerprint(shards: Shards, first: _First) -> str:
-    digest = Digest("stream", shards.num_shards, shards.length)
-    for name in sorted(first.features):
-        digest.note(name, first.features[name])
-        column = first.table.column(name).slice(0, _FINGERPRINTED)
-        digest.arrow(pa.concat_arrays(column.chunks))
-    return digest.hex()
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {"order": value}
-
-
-def _expect_streams(state: dict[str, Any], numbers: Sequence[int]) -> None:
-    expect_between("epoch", state["epoch"], 0, 2**31 - 1)
-    streams = _dict(state["streams"])
-    missing = [n for n in numbers if str(n) not in streams]
-    if missing:
-        raise ValueError(
-            f"The state has the streams {listed(streams)}, and this process reads {missing} too: "
-            "join the states of all processes with merge_states([...]) first."
-        )
-    for number in numbers:
-        keys = {"anchor", "window", "position", "check", "taken"}
-        if not isinstance(streams[str(number)], dict) or streams[str(number)].keys() != keys:
-            raise ValueError(f"The state is not one that get_state() returned: stream {number}.")

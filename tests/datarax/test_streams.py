@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from datarax import HFStreamingSource, StreamingSourceBase, prefetch_to_device
 from datarax.module import DataraxModuleConfig
 from datarax.shards import TableShards
-from datarax.sources.streaming import merge_states
+from datarax.streamstate import merge_states
 
 N = 1003
 
