@@ -82,11 +82,29 @@ class Batches:
 
         The last batch of an epoch is filled up with records of the same epoch that do not count.
         """
-        _, batch, valid, stages = self._form(data, stages, t)
+        return self.rows_of(self.span(data, t)[0], stages, t)
+
+    def span(self, data: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+        """Returns what `rows_of` reads from step `t` on, and the step up to which it does.
+
+        A span is the full batches of an epoch, or its last batch where that is not full: in all of
+        it the order and the number of records that count are the same.
+        """
+        arrays, key, first = data
+        epoch, step = (t - first) // self.steps_per_epoch, (t - first) % self.steps_per_epoch
+        full, rest = divmod(self.length, self.batch_size)
+        begin = first + epoch * self.steps_per_epoch
+        count = jnp.where(step < full, self.batch_size, rest)
+        end = begin + jnp.where(step < full, full, self.steps_per_epoch)
+        return (arrays, key, begin, epoch, count), end
+
+    def rows_of(self, span: Any, stages: nnx.State, t: jax.Array):
+        """Returns what `rows` returns, of the data of a span."""
+        _, batch, valid, stages = self._form(span, stages, t)
         return batch, valid, stages
 
     def records(self, t: int) -> np.ndarray:
-        """Returns which records of the source batch `t` holds, in its order: int32 `(batch_size,)`."""
+        """Returns the numbers of batch `t`'s records in the source, int32 `(batch_size,)`."""
         epoch, step = divmod(t, self.steps_per_epoch)
         source = self._position
         seed = source.order_seed()
@@ -105,21 +123,19 @@ class Batches:
         values = np.asarray(self._columns[name])
         return int(values.min()), int(values.max())
 
-    def _form(self, data, stages, t):
-        arrays, key, first = data
-        t = t - first
+    def _form(self, span, stages, t):
+        arrays, key, begin, epoch, count = span
         source = nnx.merge(self._source, arrays)
-        epoch = t // self.steps_per_epoch
-        start = (t % self.steps_per_epoch).astype(jnp.uint32) * np.uint32(self.batch_size)
+        start = (t - begin).astype(jnp.uint32) * np.uint32(self.batch_size)
         stored = source.get_batch_at(start, self.batch_size, order.epoch_key(source.seed, epoch))
-        position = start + jnp.arange(self.batch_size, dtype=jnp.uint32)
+        place = jnp.arange(self.batch_size, dtype=jnp.uint32)
         graph = nnx.merge(self._stages, stages, copy=True)
         epochs = jnp.full(self.batch_size, epoch, jnp.uint32)
-        batch = graph(stored, key, epochs, position)
-        return stored, batch, position < np.uint32(self.length), nnx.state(graph)
+        batch = graph(stored, key, epochs, start + place)
+        return stored, batch, place < count.astype(jnp.uint32), nnx.state(graph)
 
     def _look(self, data, stages):
-        stored, batch, _, _ = self._form(data, stages, jnp.int32(0))
+        stored, batch, _, _ = self._form(self.span(data, jnp.int32(0))[0], stages, jnp.int32(0))
         if not isinstance(batch, dict):
             raise TypeError(
                 f"The last stage returns a {type(batch).__name__}: expected a dict of columns."
