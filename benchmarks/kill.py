@@ -25,10 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 
-STEPS = 120
 
-
-def train(workdir: Path) -> None:
+def train(workdir: Path, steps: int) -> None:
     """Trains to the end, or until a signal comes; at the end, writes `result.json`."""
     import jax
     import numpy as np
@@ -71,9 +69,9 @@ def train(workdir: Path) -> None:
         Model(nnx.Rngs(params=0, dropout=1)),
         Pipeline(source=train, stages=[jitter], batch_size=32, rngs=nnx.Rngs(2)),
         loss=loss,
-        optimizer=optax.adam(optax.cosine_decay_schedule(1e-2, STEPS)),
+        optimizer=optax.adam(optax.cosine_decay_schedule(1e-2, steps)),
         eval_source=MemorySource(MemorySourceConfig(), points(515, 1)),
-        steps=STEPS,
+        steps=steps,
         log_every=7,
         eval_every=20,
         ema=0.99,
@@ -202,16 +200,13 @@ def _flat(tree):
         yield jax.tree_util.keystr(path), leaf
 
 
-def _start(workdir: Path) -> subprocess.Popen:
+def _start(workdir: Path, steps: int) -> subprocess.Popen:
     workdir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.kill"]
+    command += ["--steps", str(steps), "--workdir", str(workdir)]
     environment = {"JAX_PLATFORMS": "cpu", **os.environ}
     with (workdir / "output").open("a") as output:
-        return subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "benchmarks.kill", "--workdir", workdir],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
+        return subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
 
 def _ends_well(process: subprocess.Popen, workdir: Path) -> None:
@@ -223,24 +218,27 @@ def _ends_well(process: subprocess.Popen, workdir: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=120, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for the runs' workdirs")
     parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)  # of the run to be killed
     args = parser.parse_args()
     if args.workdir is not None:
-        return train(args.workdir)
+        return train(args.workdir, args.steps)
 
     root = args.keep or Path(tempfile.mkdtemp(prefix="datarax-kill-"))
     begun, moments, different = time.time(), Moments(args.seed), []
     whole = root / "whole"
-    process = _start(whole)
+    process = _start(whole, args.steps)
     _ends_well(process, whole)
     print(f"undisturbed run: {time.time() - begun:.1f} s", flush=True)
     runs = 0
     while sum(moments.counts.values()) < args.kills:
         workdir, finished, kills = root / f"run{runs}", False, 0
+        if runs % 2 == 0:  # every other one compiles anew
+            shutil.copytree(whole / "compilation", workdir / "compilation")
         while not finished:
-            process = _start(workdir)
+            process = _start(workdir, args.steps)
             struck = sum(moments.counts.values()) < args.kills and moments.strike(process, workdir)
             kills += struck
             _ends_well(process, workdir)

@@ -183,6 +183,7 @@ class Fit:
             for callback in self.plan.callbacks
             if (_due(self.run.step, callback.steps) if isinstance(callback, every) else logged)
         ]
+        self.run.settle()
         return any(answers)
 
     def _next_due(self) -> int:

@@ -77,7 +77,7 @@ class Keeper:
         """Returns where the run's metrics go."""
         own = []
         if self._plan.workdir is not None:
-            own = [JsonLines(self._plan.workdir / "metrics.jsonl", run.reported)]
+            own = [JsonLines(self._plan.workdir / "metrics.jsonl", run.history)]
         return Writers([*own, *self._plan.writers])
 
     # --- taking up -------------------------------------------------------------------------------

@@ -60,3 +60,18 @@ class Run:
     def model(self) -> nnx.Module:
         """Returns a copy of the model as it is at this step, in evaluation mode."""
         return self._model()
+
+    def settle(self) -> None:
+        """Makes what callbacks added to the last row of the history plain numbers, to be saved.
+
+        Raises:
+            TypeError: If something in it is not a number.
+        """
+        for name, value in self.history[-1].items() if self.history else ():
+            if not isinstance(value, int | float):
+                if getattr(value, "size", None) != 1:
+                    raise TypeError(
+                        f"A callback put a {type(value).__name__} into run.history[-1][{name!r}]: "
+                        "the history holds numbers, so write float(value)."
+                    )
+                self.history[-1][name] = value.item()

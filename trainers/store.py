@@ -61,10 +61,8 @@ class Store:
 
         Raises:
             OSError: If this one, or the one before, could not be written.
-            TypeError: If `run` is not JSON-able.
         """
         self.wait()
-        run = json.loads(json.dumps(run, default=_number))
         arrays = {name: without_keys(arrays[name]) for name in _ARRAYS}
         run = {**run, "format": FORMAT, "arrays": checksums(arrays), "data": _digest(data)}
         items = {name: args.StandardSave(tree) for name, tree in arrays.items()}
@@ -204,16 +202,6 @@ class Store:
 def _reason(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first:.300}"
-
-
-def _number(value: Any) -> float:
-    """Returns a number of NumPy or JAX, as callbacks may put them into the history, as Python's."""
-    if getattr(value, "size", None) == 1:
-        return value.item()
-    raise TypeError(
-        f"A checkpoint holds numbers and texts, not a {type(value).__name__}: a callback that adds "
-        "to run.history[-1] writes float(value)."
-    )
 
 
 def _digest(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Writers: where the metrics of a run go."""
 
+import contextlib
 import json
 import logging
 import os
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 from etils import epath
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_UPLOADS = 60.0
 
 
 class Writer(Protocol):
@@ -29,37 +32,53 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """Writes `metrics.jsonl`: one JSON object a log, with `step`, `time` and the metrics.
+    """Writes `metrics.jsonl`: one JSON object a log, with `step`, the metrics and `time`.
 
     Args:
         path: The file.
-        step: Step of the restored checkpoint: rows past it are cut, since they will come again.
+        history: What the run has logged so far. The file is made to hold just these rows: those a
+            killed run wrote after its last checkpoint come again.
     """
 
-    def __init__(self, path: epath.PathLike, step: int = 0):
+    def __init__(self, path: epath.PathLike, history: Sequence[Mapping[str, Any]] = ()):
         self._path = epath.Path(path)
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if (row := _row(line)) is not None and row["step"] <= step]
-        if kept != lines:
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._path)
-        self._file = self._path.open("a")
+        before = self._path.read_text().splitlines() if self._path.exists() else []
+        rows = {row["step"]: line for line in before if (row := _row(line)) is not None}
+        self._lines = [rows.get(row["step"]) or json.dumps(dict(row)) for row in history]
+        self._is_local = "://" not in os.fspath(self._path)
+        self._written = -float("inf")
+        if self._lines != before:
+            self._write_all()
+        self._file = self._path.open("a") if self._is_local else None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        row = {"step": step, **scalars, "time": round(time.time(), 3)}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()  # a row is whole or, after a crash, cut off when the run goes on
+        line = json.dumps({"step": step, **scalars, "time": round(time.time(), 3)})
+        if self._file is not None:
+            self._file.write(line + "\n")
+            self._file.flush()  # a row is whole or, after a crash, left out when the run goes on
+            return
+        self._lines.append(line)  # a bucket has no appending: the file is written anew
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_UPLOADS:
+            self._write_all()
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         text = json.dumps(dict(hparams), indent=2, default=str)
         (self._path.parent / "config.json").write_text(text + "\n")
 
     def flush(self) -> None:
-        self._file.flush()
+        if self._file is None:
+            self._write_all()
 
     def close(self) -> None:
-        self._file.close()
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+
+    def _write_all(self) -> None:
+        temporary = self._path.parent / f"{self._path.name}.tmp"
+        temporary.write_text("".join(line + "\n" for line in self._lines))
+        temporary.replace(self._path)
+        self._written = time.monotonic()
 
 
 class TensorBoard:
@@ -123,6 +142,8 @@ class Writers:
                 getattr(writer, method)(*arguments)
             except Exception as error:  # a report must not end a run
                 self._writers.remove(writer)
+                with contextlib.suppress(Exception):  # it has failed, and that is said
+                    writer.close()
                 logger.warning(
                     "%s.%s raised %s: %s. Training goes on without this writer.",
                     type(writer).__name__,
