@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,21 +46,22 @@ class Divergence:
     first: int
 
     def __str__(self) -> str:
-        if self.rows:
-            many = len(self.rows) == _RECORDS
-            named = ", ".join(f"{row} (record {r})" for row, r in zip(self.rows, self.records))
-            who = f" Not finite by {'itself' if len(self.rows) == 1 else 'themselves'}: row "
-            who += f"{named}{' and perhaps more' if many else ''}."
-        else:
-            many, who = True, " No record of it does that by itself."
+        pairs = zip(self.rows, self.records, strict=True)
+        named = ", ".join(f"row {row} (record {record})" for row, record in pairs)
+        many = len(self.rows) == _RECORDS
+        who = (
+            f"By itself, so is {named}{', perhaps among others' * many}"
+            if named
+            else "No record of it is so by itself"
+        )
         advice = (
-            "Where many records do, the parameters have grown too large: lower the learning rate, "
-            "or clip the gradient with optax.clip_by_global_norm."
-            if many
+            "Where many records are at fault, the parameters have grown too large: lower the "
+            "learning rate, or clip the gradient with optax.clip_by_global_norm."
+            if many or not named
             else "Mend or leave out what is wrong there, or guard the loss against it."
         )
         return (
-            f"The run diverged in step {self.step + 1}. {self.what}.{who} Look at it with "
+            f"The run diverged in step {self.step + 1}. {self.what}. {who}. Look at them with "
             f"trainer.batch_at({self.batch}); the model is kept as it was after step {self.step}. "
             f"{advice}"
         )

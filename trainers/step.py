@@ -140,8 +140,8 @@ def train_step(
     """Returns the function `(state, data, t, unroll=False, gradient=False)` of an optimizer update.
 
     Gradient and loss are `sum(losses * weight * valid) / sum(weight * valid)` over the whole step,
-    however it is sliced. With `unroll` the slices are written out instead of looped over. The function
-    returns the next state, with `gradient` the pair of it and the gradient.
+    however it is sliced. With `unroll` the slices are written out instead of looped over. The
+    function returns the next state, with `gradient` that and the gradient.
 
     Args:
         definition: The model's graph, in training mode.
