@@ -1,0 +1,93 @@
+"""Memory: what a run takes of it, and what there is."""
+
+import os
+
+import jax
+import numpy as np
+
+from datarax.errors import listed
+from datarax.sources import EagerSourceBase
+
+_UNITS = "B", "kB", "MB", "GB", "TB", "PB"
+
+
+def size(number: float) -> str:
+    """Returns a number of bytes as text: `1.5 GB`."""
+    unit = 0
+    while number >= 999.5 and unit < len(_UNITS) - 1:
+        number, unit = number / 1000, unit + 1
+    return f"{number:.3g} {_UNITS[unit]}"
+
+
+def limit() -> int:
+    """Returns the bytes of a device's memory, the machine's where the device reports none."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit") or machine
+
+
+def nbytes(tree) -> int:
+    """Returns the bytes of all arrays of a pytree."""
+    arrays = [x for x in jax.tree.leaves(tree) if not isinstance(x, int | float)]
+    return sum(x.size * x.dtype.itemsize for x in arrays)
+
+
+def expect_data_fits(source) -> None:
+    """Raises `MemoryError` where the columns of an eager source are larger than the memory."""
+    if not isinstance(source, EagerSourceBase):
+        return
+    spec = source.element_spec()
+    is_host = {id(column) for column in jax.tree.leaves(spec) if column.dtype == np.dtype(object)}
+    rows = {
+        name: nbytes([x for x in jax.tree.leaves(column) if id(x) not in is_host])
+        for name, column in spec.items()
+    }
+    data, there = sum(rows.values()) * len(source), limit()
+    if data <= there:
+        return
+    largest = max(rows, key=rows.get)
+    raise MemoryError(
+        f"The data takes {size(data)} as arrays, the memory has {size(there)}. Column {largest!r} "
+        f"takes most, {size(rows[largest])} a record, of {listed(rows)}. Read it as a stream, "
+        "HFEagerConfig(..., streaming=True), make its records smaller, or leave columns out: "
+        f"exclude_keys={{{largest!r}}}."
+    )
+
+
+def taken(program: jax.stages.Compiled) -> int | None:
+    """Returns the bytes that a compiled program takes at most, with what it is given and returns.
+
+    None where the backend does not say.
+    """
+    parts = program.memory_analysis()
+    if parts is None:
+        return None
+    given = parts.argument_size_in_bytes + parts.output_size_in_bytes - parts.alias_size_in_bytes
+    return given + parts.temp_size_in_bytes
+
+
+def expect_fits(program: jax.stages.Compiled, state, data) -> None:
+    """Raises `MemoryError` where a compiled program takes more memory than there is.
+
+    Args:
+        program: The program of a train step.
+        state: What it is given of parameters and optimizer.
+        data: What it is given of data.
+    """
+    need, there = taken(program), limit()
+    if need is None or need <= there:
+        return
+    parts = {"the state": nbytes(state), "the data": nbytes(data)}
+    parts["the computation of a step"] = need - sum(parts.values())
+    each = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
+    ways = {
+        "the state": "Take a smaller model, or an optimizer with a smaller state, such as "
+        "optax.adafactor()",
+        "the data": "Read it as a stream, HFEagerConfig(..., streaming=True)",
+        "the computation of a step": "Take a smaller batch_size, compute it in slices with "
+        "accumulate=8, or with precision=jnp.bfloat16",
+    }
+    raise MemoryError(
+        f"A train step takes {size(need)} of memory, there are {size(there)}: {each}. "
+        f"{ways[max(parts, key=parts.get)]}."
+    )

@@ -1,0 +1,145 @@
+"""Preflight: what a run will take, known before its first step."""
+
+import contextlib
+import dataclasses
+import math
+import time
+
+import jax
+from clu import parameter_overview
+from flax import nnx
+from tqdm import tqdm
+
+from trainers import compilation, memory, program
+from trainers.fit import Fit
+from trainers.loop import Loop
+from trainers.pace import Pace
+from trainers.plan import Plan
+from trainers.state import State
+
+_SECONDS = 0.5  # of steps are timed, at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """What a run will take.
+
+    Args:
+        parameters: Number of trained parameters.
+        overview: A table of all parameters, for people.
+        state_bytes: Memory of parameters, optimizer and the rest of the state.
+        data_bytes: Memory of the data.
+        step_bytes: Memory of a step, with state and data; None where the backend does not say.
+        limit_bytes: Memory of the device, or of the machine.
+        flops: Floating-point operations of a step; None where the backend does not say.
+        compile_seconds: How long tracing and compiling took.
+        step_seconds: How long a step takes.
+        steps: Number of steps of the run.
+    """
+
+    parameters: int
+    overview: str
+    state_bytes: int
+    data_bytes: int
+    step_bytes: int | None
+    limit_bytes: int
+    flops: float | None
+    compile_seconds: float
+    step_seconds: float
+    steps: int
+
+    @property
+    def seconds(self) -> float:
+        """How long the run will take, without evaluating and saving."""
+        return self.steps * self.step_seconds
+
+    def __str__(self) -> str:
+        size, step, rate = memory.size, self.step_bytes, ""
+        if self.flops is not None:
+            rate = f", {_count(self.flops)}FLOP, {_count(self.flops / self.step_seconds)}FLOP/s"
+        needed = "unknown" if step is None else size(step)
+        parts = f"state {size(self.state_bytes)}, data {size(self.data_bytes)}"
+        return "\n".join(
+            [
+                self.overview,
+                f"memory    {needed} of {size(self.limit_bytes)}: {parts}",
+                f"compiling {self.compile_seconds:.1f} s",
+                f"a step    {_seconds(self.step_seconds)}{rate}",
+                f"the run   {self.steps:,} steps, {tqdm.format_interval(self.seconds)}, without "
+                "evaluating and saving",
+            ]
+        )
+
+
+def preflight(plan: Plan) -> Preflight:
+    """Compiles a run and times a few steps on a copy of its state.
+
+    Args:
+        plan: What the run does.
+
+    Returns:
+        What it will take.
+
+    Raises:
+        MemoryError: If it takes more memory than there is.
+    """
+    state, data = Fit(plan).state, plan.batches.data
+    begun = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        if plan.workdir is not None:  # so that the run itself finds the program compiled
+            stack.enter_context(compilation.cached(plan.workdir))
+        loop = program.loop(plan, state, data)
+        loop.compile()
+    compiled = time.perf_counter() - begun
+    memory.expect_fits(loop.program, state, data)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    state_bytes, step_seconds = memory.nbytes(state), _timed(loop, plan, state)
+    return Preflight(
+        parameters=parameters,
+        overview=overview(plan.model),
+        state_bytes=state_bytes,
+        data_bytes=memory.nbytes(data),
+        step_bytes=memory.taken(loop.program),
+        limit_bytes=memory.limit(),
+        flops=_flops(loop.program),
+        compile_seconds=compiled,
+        step_seconds=step_seconds,
+        steps=plan.steps,
+    )
+
+
+def overview(model: nnx.Module) -> str:
+    """Returns a table of a model's parameters, with their number and bytes."""
+    parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return parameter_overview.get_parameter_overview(parameters, include_stats=False)
+
+
+def _timed(loop: Loop, plan: Plan, state: State) -> float:
+    """Returns the seconds of a step: of the last chunk, which is the longest."""
+    pace, t, begun = Pace(), 0, time.perf_counter()
+    with contextlib.closing(plan.batches.feed()) as feed:
+        while True:
+            data, served = feed.block(t)
+            stop = min(t + pace.steps(), plan.steps, served)
+            with pace.measured(stop - t):
+                state = loop(state, data, t, stop)
+                jax.block_until_ready(state.loss)
+            seconds, t = pace.seconds / (stop - t), stop
+            if t >= plan.steps or time.perf_counter() - begun > _SECONDS:
+                return seconds
+
+
+def _flops(compiled: jax.stages.Compiled) -> float | None:
+    costs = compiled.cost_analysis() or {}
+    costs = costs[0] if isinstance(costs, list) else costs
+    flops = costs.get("flops", -1)
+    return flops if flops > 0 and math.isfinite(flops) else None
+
+
+def _count(number: float) -> str:
+    power = min(max(int(math.log10(number) // 3), 0), 5)
+    return f"{number / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P'][power]}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
