@@ -82,12 +82,10 @@ def checkpoint(workdir: Path, step: int) -> dict:
     return {"data": data, **run, **flat}
 
 
-def ruin(directory: Path) -> None:
-    """Overwrites the second half of every file of arrays in a checkpoint."""
-    for path in (p for p in Path(directory).rglob("*") if p.is_file()):
-        if path.parent.name == "d":
-            whole = path.read_bytes()
-            path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+def ruin(checkpoint: Path) -> None:
+    """Cuts a checkpoint's `run` item off."""
+    path = Path(checkpoint) / "run" / "metadata"
+    path.write_text(path.read_text()[:100])
 
 
 def said(caplog, name: str) -> list[str]:
