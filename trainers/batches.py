@@ -1,5 +1,6 @@
 """Batches by step number: batch `t` of a pipeline, formed inside the compiled program."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -8,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax import HFEagerSource, HostColumn, Pipeline, order
-from datarax.sources import EagerSourceBase
+from datarax import HFEagerSource, HFStreamingSource, HostColumn, Pipeline, order
+from datarax.pipeline import Source
 
 DEFAULT_BATCH_SIZE = 128
 
 
 class Batches:
-    """What the compiled loop reads of a pipeline.
+    """What the compiled loop reads of a pipeline over an eager source.
 
     Args:
         pipeline: The pipeline; a clone of its source is read, so the caller's does not move.
@@ -23,6 +24,7 @@ class Batches:
 
     Attributes:
         stages: Variables of the stages, carried through the loop.
+        key: The pipeline's key, of which the stages' are folded.
         steps_per_epoch: `ceil(length / batch_size)`.
         spec: Shape and dtype of one record after the stages, by column, without host columns.
         host: The source's host columns, by name, that no stage replaced.
@@ -36,20 +38,31 @@ class Batches:
         self.length = source.length
         self.batch_size = pipeline.batch_size
         self.steps_per_epoch = order.steps_per_epoch(self.length, self.batch_size)
+        self.key = pipeline.key.get_value()
         self._columns = source.data
-        self._source, arrays = nnx.split(source)
+        self._source, self._arrays = nnx.split(source)
         self._stages, self.stages = nnx.split(pipeline.stages)
-        self._key = pipeline.key.get_value()
-        self._arrays = arrays
         self._position = source
-        self._unchanged: set[str] = set()  # columns that the stages hand on as they are
-        spec = jax.eval_shape(self._look, self.data, self.stages)
-        self.spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), spec)
+        self.spec, self._unchanged = formed_spec(self)
         self.host = {
             name: column
             for name, column in self._columns.items()
-            if isinstance(column, HostColumn) and name not in spec
+            if isinstance(column, HostColumn) and name not in self.spec
         }
+
+    def feed(self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None) -> "Feed":
+        """Returns what gives a run its data.
+
+        Args:
+            t: The next step.
+            first: The step that begins with batch 0.
+            state: The source's state before step `t`; it follows from `t`.
+        """
+        return Feed(self, first)
+
+    def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
+        """Yields data, and the first step and the end of the steps that it serves, of one epoch."""
+        yield self.data, 0, self.steps_per_epoch
 
     @property
     def data(self) -> Any:
@@ -58,7 +71,7 @@ class Batches:
 
     def data_from(self, first: int) -> Any:
         """Returns the data of a run whose step `first` begins with batch 0."""
-        return self._arrays, self._key, jnp.int32(first)
+        return self._arrays, self.key, jnp.int32(first)
 
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the state of the source before batch `t`."""
@@ -100,7 +113,7 @@ class Batches:
 
     def rows_of(self, span: Any, stages: nnx.State, t: jax.Array):
         """Returns what `rows` returns, of the data of a span."""
-        _, batch, valid, stages = self._form(span, stages, t)
+        _, batch, valid, stages = self.form(span, stages, t)
         return batch, valid, stages
 
     def records(self, t: int) -> np.ndarray:
@@ -123,7 +136,8 @@ class Batches:
         values = np.asarray(self._columns[name])
         return int(values.min()), int(values.max())
 
-    def _form(self, span, stages, t):
+    def form(self, span: Any, stages: nnx.State, t: jax.Array):
+        """Returns the batch before the stages, and what `rows_of` returns."""
         arrays, key, begin, epoch, count = span
         source = nnx.merge(self._source, arrays)
         start = (t - begin).astype(jnp.uint32) * np.uint32(self.batch_size)
@@ -134,27 +148,74 @@ class Batches:
         batch = graph(stored, key, epochs, start + place)
         return stored, batch, place < count.astype(jnp.uint32), nnx.state(graph)
 
-    def _look(self, data, stages):
-        stored, batch, _, _ = self._form(self.span(data, jnp.int32(0))[0], stages, jnp.int32(0))
+
+class Feed:
+    """Gives a run its data: the source's arrays, for all steps.
+
+    Args:
+        batches: The batches.
+        first: The step that begins with batch 0.
+    """
+
+    def __init__(self, batches: Batches, first: int):
+        self._batches, self._first = batches, first
+        self._data = batches.data_from(first)
+
+    def block(self, t: int) -> tuple[Any, int]:
+        """Returns the data of step `t`, and the step up to which it serves."""
+        return self._data, 2**31 - 1
+
+    def state_at(self, t: int) -> dict[str, Any]:
+        """Returns the source's state before step `t`."""
+        return self._batches.state_at(t - self._first)
+
+    def epoch_at(self, t: int) -> float:
+        """Returns how many epochs are finished after `t` steps, with the fraction."""
+        return t / self._batches.steps_per_epoch
+
+    def records(self, t: int) -> np.ndarray:
+        """Returns which records of the source batch `t` holds, int32 of shape `(batch_size,)`."""
+        return self._batches.records(t - self._first)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def formed_spec(batches: Any) -> tuple[dict[str, Any], set[str]]:
+    """Returns the spec of one record after the stages, and the columns that no stage changes.
+
+    Raises:
+        TypeError: If the last stage returns no dict.
+        ValueError: If it does not return one row a record.
+    """
+    unchanged: set[str] = set()
+
+    def look(data, stages):
+        stored, batch, _, _ = batches.form(
+            batches.span(data, jnp.int32(0))[0], stages, jnp.int32(0)
+        )
         if not isinstance(batch, dict):
             raise TypeError(
                 f"The last stage returns a {type(batch).__name__}: expected a dict of columns."
             )
         for path, column in jax.tree.leaves_with_path(dict(batch)):
-            if column.shape[:1] != (self.batch_size,):
+            if column.shape[:1] != (batches.batch_size,):
                 raise ValueError(
                     f"The stages return {jax.tree_util.keystr(path)} of shape {column.shape}: "
-                    f"expected ({self.batch_size}, ...), one row a record."
+                    f"expected ({batches.batch_size}, ...), one row a record."
                 )
-        self._unchanged = {name for name in batch if batch[name] is stored.get(name)}
+        unchanged.update(name for name in batch if batch[name] is stored.get(name))
         return dict(batch)
+
+    spec = jax.eval_shape(look, batches.data, batches.stages)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), spec), unchanged
 
 
 def as_pipeline(source: Any, batch_size: int | None, *, shuffle: bool = False) -> Pipeline:
     """Returns `source` as the one type the trainer knows.
 
     Args:
-        source: A pipeline, an eager source or a `datasets.Dataset`.
+        source: A pipeline, a source, a `datasets.Dataset` or a `datasets.IterableDataset`.
         batch_size: Records in a batch; None: the pipeline's, else 128.
         shuffle: Whether a `datasets.Dataset` is read in random order.
 
@@ -171,7 +232,9 @@ def as_pipeline(source: Any, batch_size: int | None, *, shuffle: bool = False) -
         return source
     if isinstance(source, datasets.Dataset):
         source = HFEagerSource.from_dataset(source, shuffle=shuffle)
-    if not isinstance(source, EagerSourceBase):
+    if isinstance(source, datasets.IterableDataset):
+        source = HFStreamingSource.from_dataset(source, shuffle=shuffle)
+    if not isinstance(source, Source):
         hint = "; pick a split, as in source['train']" * isinstance(source, dict)
         raise TypeError(
             f"source is a {type(source).__name__}: expected a source such as HFEagerSource, a "

@@ -11,9 +11,11 @@ import numpy as np
 from etils import epath
 
 from trainers import program
+from trainers.batches import Feed
 from trainers.plan import Plan
 from trainers.snapshot import Snapshot
 from trainers.state import State, Window, strong
+from trainers.streams import StreamFeed
 
 _LOSS, _GRADIENT, _PARAMETERS = 1, 2, 3
 _WHAT = {
@@ -128,12 +130,18 @@ def _spoiled(tree: Any) -> jax.Array:
 
 
 def find(
-    plan: Plan, snapshot: Snapshot, begin: int, stop: int, first: int
+    plan: Plan,
+    feed: Feed | StreamFeed,
+    snapshot: Snapshot,
+    begin: int,
+    stop: int,
+    first: int,
 ) -> tuple[Divergence, State] | None:
     """Runs steps again, under watch.
 
     Args:
         plan: What the run does.
+        feed: Gives the data from step `begin` on.
         snapshot: The state after `begin` steps.
         begin: Where to begin.
         stop: Where to end.
@@ -142,19 +150,20 @@ def find(
     Returns:
         The first step that is not finite and the state before it, None where all are finite.
     """
-    size, data = plan.batches.batch_size, plan.batches.data_from(first)
+    size = plan.batches.batch_size
     everyone, watched = np.arange(size, dtype=np.int32), Watched.start(snapshot.restored())
     loop = program.loop(
         plan,
         watched,
-        (data, everyone),
+        (plan.batches.data, everyone),
         around=watch,
         rows=_picked(plan.batches.rows),
         goes_on=lambda watched: watched.why == 0,
     )
     step = begin
     while step < stop:
-        end = min(stop, step - step % plan.log_every + plan.log_every)
+        data, served = feed.block(step)
+        end = min(stop, step - step % plan.log_every + plan.log_every, served)
         watched = loop(watched, (data, everyone), step, end)
         if why := int(watched.why):
             break
@@ -172,9 +181,9 @@ def find(
         picks = np.resize(rows, size).astype(np.int32)
         return bool(loop(Watched.start(strong(state)), (data, picks), step, step + 1).why)
 
-    batch = step - first
+    batch, data = step - first, feed.block(step)[0]
     rows = _culprits(everyone, fails, _RECORDS)
-    records = plan.batches.records(batch)[rows].tolist()
+    records = feed.records(step)[rows].tolist()
     what = _WHAT[why].format(batch=batch)
     return Divergence(step, batch, what, [int(row) for row in rows], records, first), state
 

@@ -13,6 +13,7 @@ from trainers.loop import Loop
 from trainers.pace import Pace
 from trainers.state import Window, strong
 from trainers.step import Objective, evaluation_step, lower, lower_params
+from trainers.streams import StreamBatches
 
 
 class Evaluator:
@@ -23,7 +24,7 @@ class Evaluator:
         objective: The loss and the metrics.
     """
 
-    def __init__(self, batches: Batches, objective: Objective):
+    def __init__(self, batches: Batches | StreamBatches, objective: Objective):
         self._batches = batches
         self._objective = objective
         self._loop: Loop | None = None
@@ -60,15 +61,16 @@ class Evaluator:
             return None
         self.trace(definition, params, rest)
         self._loop.compile()
-        data, state, pace, t = (params, rest, self._batches.data), self._start(), Pace(), 0
-        while t < self._batches.steps_per_epoch:
-            if ends():
-                return None
-            stop = min(t + pace.steps(), self._batches.steps_per_epoch)
-            with pace.measured(stop - t):
-                state = self._loop(state, data, t, stop)
-                jax.block_until_ready(state)
-            t = stop
+        state, pace = self._start(), Pace()
+        for columns, t, end in self._batches.epoch_blocks():
+            while t < end:
+                if ends():
+                    return None
+                stop = min(t + pace.steps(), end)
+                with pace.measured(stop - t):
+                    state = self._loop(state, (params, rest, columns), t, stop)
+                    jax.block_until_ready(state)
+                t = stop
         return {name: float(value) for name, value in state[0].compute().items()}
 
     def _span(self, data, t):
@@ -81,7 +83,7 @@ class Evaluator:
 
 
 def predict(
-    batches: Batches,
+    batches: Batches | StreamBatches,
     call: Callable[[nnx.Module, dict], Any],
     definition: nnx.GraphDef,
     params: Any,
@@ -108,7 +110,7 @@ def predict(
 
     @jax.jit
     def step(params, rest, data, stages, t):
-        batch, _, stages = batches.rows(data, stages, t)
+        batch, valid, stages = batches.rows(data, stages, t)
         lowered = lower(params, precision), lower_params(rest, precision)
         outputs = call(nnx.merge(definition, *lowered, copy=True), lower(batch, precision))
         for output in jax.tree.leaves(outputs):
@@ -117,10 +119,12 @@ def predict(
                     f"The model returns an array of shape {output.shape} for "
                     f"{batches.batch_size} records: expected (batch, ...), one row a record."
                 )
-        return lower(outputs, None if precision is None else jnp.float32), stages
+        return lower(outputs, None if precision is None else jnp.float32), valid, stages
 
     outputs, stages = [], batches.stages
-    for t in range(batches.steps_per_epoch):
-        output, stages = step(params, rest, batches.data, stages, np.int32(t))
-        outputs.append(jax.device_get(output))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: batches.length], *outputs)
+    for data, start, stop in batches.epoch_blocks():
+        for t in range(start, stop):
+            output, valid, stages = step(params, rest, data, stages, np.int32(t))
+            output, valid = jax.device_get((output, valid))
+            outputs.append(jax.tree.map(lambda rows, valid=valid: rows[valid], output))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)

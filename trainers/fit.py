@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainers import divergence, program
+from trainers import divergence, memory, program
 from trainers.callbacks import every
 from trainers.keeper import Keeper
 from trainers.loop import Loop
@@ -41,7 +41,7 @@ class Fit:
     def __init__(self, plan: Plan):
         self.plan = plan
         self.state = _start(plan)
-        self.run = Run(plan.steps, plan.batches.steps_per_epoch, self._model)
+        self.run = Run(plan.steps, self._model)
         self._keeper = Keeper(plan)
         self._signals = Signals()
 
@@ -69,23 +69,24 @@ class Fit:
                 self.state = _start(plan)
             if not self._signals.asked():
                 loop.compile()
+                memory.expect_fits(loop.program, self.state, plan.batches.data)
                 self._keeper.compile(self.state)
             divergence.forget(plan.workdir)
             with (
+                contextlib.closing(self._keeper.feed(run)) as self._feed,
                 contextlib.closing(self._keeper.writers(run)) as self._writers,
                 contextlib.closing(
                     Progress(plan.steps, plan.batches.batch_size, run.step)
                 ) as self._progress,
             ):
                 status = self._train(loop)
-            self._keeper.finish(run, self.state)
+                self._keeper.finish(run, self.state)
             return status
 
     def _train(self, loop: Loop) -> Status:
         """The loop. The order of its parts is important."""
         plan, run, pace = self.plan, self.run, Pace()
-        watch = Watch(plan, self.state, run.step, run.first)
-        data = plan.batches.data_from(run.first)
+        watch = Watch(plan, self._feed, self.state, run)
         while True:
             # 1. What is due at this step, once: the log, the evaluation, the callbacks. A signal
             #    leaves it undone; the next start does it, with the same state.
@@ -102,11 +103,12 @@ class Fit:
                 self._keeper.save(run, self.state)
             # 3. A chunk of steps: up to the next thing that is due, or about two seconds.
             due = self._next_due()
-            stop = min(due, run.step + pace.steps())
+            data, served = self._feed.block(run.step)
+            stop = min(due, run.step + pace.steps(), served)
             with pace.measured(stop - run.step):
                 self.state = loop(self.state, data, run.step, stop)
                 jax.block_until_ready(self.state.loss)
-            run.step = stop
+            run.step, run.epoch = stop, self._feed.epoch_at(stop)
             self._progress.advance(stop, pace.seconds)
             # 4. Nothing is logged, evaluated or saved of a state that is not finite.
             used = stop == due or self._keeper.is_due(run) or self._signals.asked()

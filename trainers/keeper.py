@@ -12,12 +12,14 @@ import jax
 from flax import nnx
 
 from trainers import compilation
+from trainers.batches import Feed
 from trainers.checksum import checksums, dotted, kind
 from trainers.lock import locked
 from trainers.plan import Plan
 from trainers.run import Run
 from trainers.state import State, strong
 from trainers.store import Store, without_keys
+from trainers.streams import StreamFeed
 from trainers.weights import BEST, CHECKPOINTS
 from trainers.writers import JsonLines, Writers
 
@@ -36,6 +38,8 @@ class Keeper:
         self._store: Store | None = None
         self._best: Store | None = None
         self._saved: int | None = None
+        self._data: dict[str, Any] | None = None  # the source's state that was restored
+        self._feed: Feed | StreamFeed | None = None
         self._best_at: int | None = None
         self._saved_at = time.monotonic()
 
@@ -104,15 +108,16 @@ class Keeper:
             data, saved = self._store.read(step)
             self._expect_kinds(step, saved, _kinds(like))
             first = self._first(step, data, saved)
-            return saved | {"first": first}, self._store.restore(step, like, saved)
+            return data, saved | {"first": first}, self._store.restore(step, like, saved)
 
         found = self._store.newest(take)
         if found is None:
             return None
-        saved, arrays = found
+        data, saved, arrays = found
         run.step, run.reported, run.first = saved["step"], saved["reported"], saved["first"]
         run.history[:], run.stopped = saved["history"], saved["stopped"]
-        self._saved = run.step
+        run.epoch = saved["epoch"]
+        self._saved, self._data = run.step, data
         instead = ", not from init_from" if self._plan.init_from is not None else ""
         logger.info("Going on from step %d in %s%s.", run.step, self._plan.workdir, instead)
         state = _with_arrays(state, arrays, self._plan.update.wrt)
@@ -151,6 +156,12 @@ class Keeper:
 
     def _where(self, step: int) -> str:
         return f"The checkpoint of step {step} in {self._plan.workdir}"
+
+    def feed(self, run: Run) -> Feed | StreamFeed:
+        """Returns what gives the run its data, from the step on where it stands."""
+        state = self._data if run.first < run.step else None
+        self._feed = self._plan.batches.feed(run.step, run.first, state)
+        return self._feed
 
     # --- saving ----------------------------------------------------------------------------------
 
@@ -213,19 +224,20 @@ class Keeper:
     def _put(self, store: Store, run: Run, state: State) -> None:
         item = {
             "step": run.step,
+            "epoch": run.epoch,
             "reported": run.reported,
             "stopped": run.stopped,
             "first": run.first,
             "history": run.history,
             "config": _config(self._plan),
         }
-        data = self._plan.batches.state_at(run.step - run.first)
+        data = self._data if self._feed is None else self._feed.state_at(run.step)
         store.save(run.step, _arrays(state), data, item)
 
 
 def _config(plan: Plan) -> dict[str, Any]:
     """Returns what decides the batches, beside the source's state."""
-    key = jax.random.key_data(plan.batches.data[1])
+    key = jax.random.key_data(plan.batches.key)
     return {"batch_size": plan.batches.batch_size, "rngs of the Pipeline": key.tolist()}
 
 

@@ -10,6 +10,7 @@ from trainers.callbacks import Callback
 from trainers.checkpoints import Checkpoints
 from trainers.evaluation import Evaluator
 from trainers.step import Objective, Update
+from trainers.streams import StreamBatches
 from trainers.writers import Writer
 
 
@@ -18,7 +19,7 @@ class Plan:
     """What a run does; the fields are as in `Trainer`."""
 
     model: nnx.Module
-    batches: Batches
+    batches: Batches | StreamBatches
     objective: Objective
     update: Update
     evaluators: dict[str, Evaluator]

@@ -15,27 +15,22 @@ class Run:
     Attributes:
         step: Number of finished steps.
         steps: Number of steps of the whole run.
-        steps_per_epoch: Steps in an epoch.
+        epoch: Number of finished epochs, with the fraction where an epoch's length is known.
         history: One dict a log, in order; a callback may add to the last.
         reported: The last step whose log, evaluation and callbacks are done.
         stopped: Whether a callback has stopped the run.
         first: The step that began with batch 0: 0, unless the data was restarted.
     """
 
-    def __init__(self, steps: int, steps_per_epoch: int, model: Callable[[], nnx.Module]):
+    def __init__(self, steps: int, model: Callable[[], nnx.Module]):
         self.step = 0
         self.steps = steps
-        self.steps_per_epoch = steps_per_epoch
+        self.epoch = 0.0
         self.history: list[dict[str, Any]] = []
         self.reported = 0
         self.stopped = False
         self.first = 0
         self._model = model
-
-    @property
-    def epoch(self) -> float:
-        """Number of finished epochs, with its fraction."""
-        return self.step / self.steps_per_epoch
 
     @property
     def metrics(self) -> dict[str, float]:

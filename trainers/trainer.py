@@ -1,5 +1,6 @@
 """The trainer: `Trainer(model, source).fit()`."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from flax import nnx
 
 from datarax import Pipeline
 from datarax.errors import expect_between, listed
+from trainers import memory
 from trainers import task as tasks
 from trainers.batches import Batches, as_pipeline
 from trainers.callbacks import Callback
@@ -23,9 +25,11 @@ from trainers.fit import Fit
 from trainers.metrics import Empty
 from trainers.model import expect_trainable, split
 from trainers.plan import Plan
+from trainers.preflight import Preflight, preflight
 from trainers.result import Result
 from trainers.state import State, strong
 from trainers.step import Objective, Update
+from trainers.streams import StreamBatches, as_batches
 from trainers.writers import Writer
 
 _CHECKPOINTS = Checkpoints()
@@ -154,7 +158,8 @@ class Trainer:
             )
         self.model = model
         self.pipeline = as_pipeline(source, batch_size, shuffle=True)
-        self._batches = Batches(self.pipeline)
+        memory.expect_data_fits(self.pipeline.source)
+        self._batches = as_batches(self.pipeline)
         self._rows = jax.jit(self._batches.rows)
         self.batch_size = self._batches.batch_size
         if self.batch_size % accumulate:
@@ -163,6 +168,11 @@ class Trainer:
                 "has the same number of records."
             )
         self.steps_per_epoch = self._batches.steps_per_epoch
+        if steps is None and self.steps_per_epoch is None:
+            raise ValueError(
+                f"The source is a stream of unknown length, so epochs={epochs or 1} says nothing: "
+                "write Trainer(..., steps=10_000)."
+            )
         self.steps = steps or (epochs or 1) * self.steps_per_epoch
         expect_between("steps", self.steps, 1, 2**31 - 1)
         self._ema: nnx.State | None = None
@@ -176,7 +186,7 @@ class Trainer:
             evaluators=self._evaluators_of(eval_source),
             steps=self.steps,
             log_every=log_every,
-            eval_every=eval_every or self.steps_per_epoch,
+            eval_every=eval_every or self.steps_per_epoch or self.steps,
             callbacks=tuple(callbacks),
             checkpoint=checkpoint,
             workdir=None if workdir is None else epath.Path(workdir),
@@ -194,7 +204,7 @@ class Trainer:
         label = found[0] if len(found) == 1 else None
         return None, Objective(loss, metrics or Empty, label, precision)
 
-    def _objective_on(self, batches: Batches) -> Objective:
+    def _objective_on(self, batches: Batches | StreamBatches) -> Objective:
         """Returns the objective, which raises where the source's labels do not fit the logits."""
         task = self._task
         if task is None:
@@ -216,9 +226,20 @@ class Trainer:
     def _evaluators_of(self, source: Any) -> dict[str, Evaluator]:
         evaluators = {}
         for name, one in _named(source).items():
-            batches = Batches(as_pipeline(one, self._size_for(one)), stored_order=True)
+            batches = as_batches(as_pipeline(one, self._size_for(one)), stored_order=True)
             evaluators[name] = Evaluator(batches, self._objective_on(batches))
         return evaluators
+
+    def preflight(self) -> Preflight:
+        """Returns parameters, memory, FLOPs and time of the run, before its first step; `print` it.
+
+        Compiles the train step and times a few steps on a copy of the model.
+
+        Raises:
+            ValueError: If the loss or the labels do not fit.
+            MemoryError: If the run takes more memory than there is.
+        """
+        return preflight(self._plan)
 
     # --- fit -------------------------------------------------------------------------------------
 
@@ -231,6 +252,7 @@ class Trainer:
 
         Raises:
             ValueError: If the loss, the labels or the checkpoint do not fit.
+            MemoryError: If a step takes more memory than there is.
             RuntimeError: If another run uses the workdir, or all its checkpoints are damaged.
             OSError: If the workdir cannot be written; at the end, if the last checkpoint cannot
                 be: the model is trained all the same. In between, that is a warning.
@@ -292,7 +314,7 @@ class Trainer:
             NumPy arrays of shape `(len(source), ...)`, structured as the model returns them.
         """
         pipeline = as_pipeline(source, self._size_for(source))
-        batches = Batches(pipeline, stored_order=True)
+        batches = as_batches(pipeline, stored_order=True)
         label = self._objective.label or next((n for n in tasks.LABELS if n in batches.spec), None)
         precision = self._objective.precision
         call = tasks.Inputs(self.model, batches, _features(pipeline), label, precision)
@@ -304,6 +326,8 @@ class Trainer:
     def batch_at(self, t: int) -> dict[str, np.ndarray]:
         """Returns batch `t` as step `t + 1` sees it, without the records that only fill it up.
 
+        A stream is read from its start up to there.
+
         Args:
             t: Number of the batch, from 0.
 
@@ -311,9 +335,9 @@ class Trainer:
             NumPy arrays of shape `(records, ...)`.
         """
         expect_between("t", t, 0, 2**31 - 1)
-        batch, valid, _ = jax.device_get(
-            self._rows(self._batches.data, self._batches.stages, np.int32(t))
-        )
+        with contextlib.closing(self._batches.feed()) as feed:
+            data, _ = feed.block(t)
+            batch, valid, _ = jax.device_get(self._rows(data, self._batches.stages, np.int32(t)))
         return jax.tree.map(lambda x: x[valid], dict(batch))
 
     def _evaluated(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

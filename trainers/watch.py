@@ -1,13 +1,17 @@
 """The watch over a run: whether it is finite still, and the last state that is known to be."""
 
+import contextlib
 import time
 
 import numpy as np
 
+from trainers.batches import Feed
 from trainers.divergence import Divergence, find, spoiled
 from trainers.plan import Plan
+from trainers.run import Run
 from trainers.snapshot import Snapshot
 from trainers.state import State
+from trainers.streams import StreamFeed
 
 _SHARE = 0.01  # of the time goes into snapshots, at most
 
@@ -20,16 +24,17 @@ class Watch:
 
     Args:
         plan: What the run does.
+        feed: What gives it its data.
         state: The state at its start.
-        step: The number of finished steps there.
-        first: The step that began with batch 0.
+        run: The run.
     """
 
-    def __init__(self, plan: Plan, state: State, step: int, first: int):
+    def __init__(self, plan: Plan, feed: Feed | StreamFeed, state: State, run: Run):
         self._plan = plan
-        self._first = first
+        self._feed = feed
+        self._first = run.first
         self._spoiled = int(spoiled(state))  # such as the -inf of a mask: not ours to judge
-        self._take(state, step)
+        self._take(state, run.step)
 
     def is_finite(self, state: State, step: int, *, thoroughly: bool = False) -> bool:
         """Returns whether a state is finite, as far as the losses tell.
@@ -59,7 +64,9 @@ class Watch:
             What was found and the state before it; None where it was nothing: an infinity that a
             finite gradient left in the optimizer's state.
         """
-        found = find(self._plan, self._snapshot, self._step, step, self._first)
+        feed = self._plan.batches.feed(self._step, self._first, self._data)
+        with contextlib.closing(feed):
+            found = find(self._plan, feed, self._snapshot, self._step, step, self._first)
         if found is not None:
             return found
         if np.isfinite((state.loss, state.window.loss)).all():
@@ -76,5 +83,6 @@ class Watch:
     def _take(self, state: State, step: int) -> None:
         begun = time.perf_counter()
         self._snapshot, self._step = Snapshot(state), step
+        self._data = self._feed.state_at(step)
         self._taken = time.perf_counter()
         self._cost = self._taken - begun

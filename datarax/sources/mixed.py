@@ -239,6 +239,27 @@ class MixedSource(DataraxModule):
         """Goes to a state of this mixture."""
         self.set_state(state)
 
+    def reset(self, seed: int | None = None) -> None:
+        """Goes back to the first draw and to the start of each source's epoch 0.
+
+        Args:
+            seed: A new seed for every source; None keeps theirs.
+        """
+        for source in self.sources:
+            source.reset(seed)
+        self._move(0, (0,) * len(self.sources))
+
+    def set_random_order(self, enabled: bool) -> None:
+        """Sets whether the sources are read in random order."""
+        for source in self.sources:
+            source.set_random_order(enabled)
+
+    def close(self) -> None:
+        """Closes the files of the streams among the sources."""
+        for source in self.sources:
+            if isinstance(source, StreamingSourceBase):
+                source.close()
+
     def clone(self) -> Self:
         """Returns a mixture at the same position that moves on its own."""
         clone = type(self)([s.clone() for s in self.sources], self.weights, name=self.name)

@@ -1,0 +1,229 @@
+"""Batches of a stream by step number: read ahead in blocks while the loop runs through the last."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from datarax import Pipeline, order
+from datarax.batch import parted
+from trainers.batches import Batches, formed_spec
+
+_BYTES = 32 << 20  # of a block at most
+_BATCHES = 32  # in a block at most
+_SECONDS = 0.1  # that reading a block may take: so long the loop waits for the first
+
+
+class StreamBatches:
+    """What the compiled loop reads of a pipeline over a stream: `Batches` for a source that cannot
+    be indexed.
+
+    The data is a block of a few batches, stacked; batch `t` is a row of it.
+
+    Args:
+        pipeline: The pipeline; clones of its source are read, so the caller's does not move.
+        stored_order: Whether to read in stored order, whatever the source's `shuffle`.
+
+    Attributes:
+        stages: Variables of the stages, carried through the loop.
+        key: The pipeline's key, of which the stages' are folded.
+        length: Number of records in an epoch, None where it is not known.
+        steps_per_epoch: `ceil(length / batch_size)`, or None.
+        capacity: Number of batches in a block; the last of them may be empty.
+        spec: Shape and dtype of one record after the stages, by column, without host columns.
+        host: The source's host columns, by name, that no stage replaced.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, stored_order: bool = False):
+        self.source = pipeline.source.clone()
+        self.source.reset()
+        if stored_order:
+            self.source.set_random_order(False)
+        self.batch_size = pipeline.batch_size
+        self.length = self.source.length
+        self.steps_per_epoch = None
+        if self.length is not None:
+            self.steps_per_epoch = order.steps_per_epoch(self.length, self.batch_size)
+        self.key = pipeline.key.get_value()
+        self._graph, self.stages = nnx.split(pipeline.stages)
+        self._host = self.source.host_columns()
+        zeros = jax.tree.map(
+            lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), self.source.element_spec()
+        )
+        self._record, _ = parted(zeros, self._host)
+        row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._record))
+        most = _BYTES // max(1, row_bytes * self.batch_size)
+        self.capacity = max(1, min(_BATCHES, most))
+        self.spec, _ = formed_spec(self)
+        self.host = {column.name: column for column in self._host if column.name not in self.spec}
+
+    @property
+    def data(self) -> Any:
+        """Shapes and dtypes of a block's data, to trace the program with."""
+        shape = self.capacity, self.batch_size
+        columns = jax.tree.map(lambda x: _struct((*shape, *x.shape), x.dtype), self._record)
+        places = _struct(shape, jnp.uint32)
+        return columns, _struct(shape, bool), places, _struct((), jnp.uint32), self.key, _START
+
+    def span(self, data: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+        """Returns the data: it serves all steps of its block."""
+        return data, jnp.int32(2**31 - 1)
+
+    def rows(self, data: Any, stages: nnx.State, t: jax.Array):
+        """Returns batch `t`, which of its records count, and the stages' variables; traceable."""
+        _, batch, valid, stages = self.form(data, stages, t)
+        return batch, valid, stages
+
+    rows_of = rows
+
+    def form(self, data: Any, stages: nnx.State, t: jax.Array):
+        """Returns the batch before the stages, and what `rows` returns."""
+        columns, valid, places, epoch, key, start = data
+        stored, valid, places = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, t - start, keepdims=False),
+            (columns, valid, places),
+        )
+        graph = nnx.merge(self._graph, stages, copy=True)
+        batch = graph(stored, key, jnp.full(len(places), epoch), places)
+        return stored, batch, valid, nnx.state(graph)
+
+    def extent(self, name: str) -> None:
+        """Returns None: of a stream's values nothing is known beforehand."""
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Raises `ValueError` unless `state` is of this data in this order."""
+        self.source.clone().set_state(state)
+
+    def feed(self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None) -> "StreamFeed":
+        """Returns what gives a run its data.
+
+        Args:
+            t: The next step.
+            first: The step that began with batch 0.
+            state: The source's state before step `t`; None: the start of epoch 0.
+        """
+        return StreamFeed(self, t, state)
+
+    def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
+        """Yields data, and the first step and the end of the steps that it serves, of one epoch."""
+        feed, t = self.feed(), 0
+        try:
+            while feed.epoch_at(t) < 1:
+                data, stop = feed.block(t)
+                yield data, t, stop
+                t = stop
+        finally:
+            feed.close()
+
+    def place(self, columns: Any, *rest: Any) -> Any:
+        """Returns a block's arrays on the device, filled up to `capacity` batches."""
+        columns, _ = parted(columns, self._host)
+
+        def filled_up(column):
+            missing = self.capacity - len(column)
+            return np.concatenate([column, np.zeros((missing, *column.shape[1:]), column.dtype)])
+
+        return jax.device_put(jax.tree.map(filled_up, (columns, *rest)))
+
+
+class _Block(NamedTuple):
+    data: Any
+    filled: int  # batches that have a record
+    positions: list[Any]  # of the source, before each batch and after the last
+    epoch: int
+
+
+class StreamFeed:
+    """Reads a stream for a run, on a thread, a block ahead of the loop.
+
+    How many batches a block holds depends on the time they take to read; the batches do not.
+
+    Args:
+        batches: The batches.
+        t: The next step.
+        state: The source's state before it; None: the start of epoch 0.
+    """
+
+    def __init__(self, batches: StreamBatches, t: int, state: dict[str, Any] | None):
+        self._batches = batches
+        self._source = batches.source.clone()
+        if state is not None:
+            self._source.set_state(state)
+        self._size = 1
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainers-read")
+        self._next: Future[_Block] = self._pool.submit(self._read)
+        self._block: _Block | None = None
+        self._start = t  # the step of the block's first batch
+
+    def block(self, t: int) -> tuple[Any, int]:
+        """Returns the data of step `t`, and the step up to which it serves."""
+        block = self._reach(t)
+        return (
+            (*block.data, np.uint32(block.epoch), self._batches.key, np.int32(self._start)),
+            self._start + block.filled,
+        )
+
+    def state_at(self, t: int) -> dict[str, Any]:
+        """Returns the source's state before step `t`, one of the last block's or its end."""
+        if self._block is None:
+            self._reach(t)
+        return self._source.state_at(self._block.positions[t - self._start])
+
+    def epoch_at(self, t: int) -> float:
+        """Returns the epoch of step `t`, with the fraction where the length is known."""
+        block = self._reach(t)
+        state = self._source.state_at(block.positions[t - self._start])
+        length = self._batches.length
+        return block.epoch + (0 if length is None else state["index"] / length)
+
+    def records(self, t: int) -> np.ndarray:
+        """Returns the place in its epoch of each record of batch `t`, of shape `(batch_size,)`."""
+        return np.asarray(self._reach(t).data[2][t - self._start])
+
+    def close(self) -> None:
+        """Ends the reading."""
+        self._next.cancel()
+        self._pool.shutdown(wait=True)
+        self._source.close()
+
+    def _reach(self, t: int) -> _Block:
+        while self._block is None or t >= self._start + self._block.filled:
+            if self._block is not None:
+                self._start += self._block.filled
+            self._block = self._next.result()
+            self._next = self._pool.submit(self._read)
+        return self._block
+
+    def _read(self) -> _Block:
+        """Reads and places the next block; runs on the thread."""
+        begun = time.perf_counter()
+        size = self._batches.batch_size
+        block = self._source.read_batches(self._size, size)
+        if not block.filled:
+            self._source.next_epoch()
+            block = self._source.read_batches(self._size, size)
+        if not block.filled:
+            raise ValueError("The stream has no record that can be read.")
+        seconds = (time.perf_counter() - begun) / block.filled
+        fitting = int(_SECONDS / max(seconds, 1e-6))
+        self._size = max(1, min(fitting, 4 * self._size, self._batches.capacity))
+        data = self._batches.place(block.columns, block.valid, block.places)
+        return _Block(data, block.filled, block.positions, block.epoch)
+
+
+def as_batches(pipeline: Pipeline, *, stored_order: bool = False) -> Batches | StreamBatches:
+    """Returns the batches of a pipeline, whether its source can be indexed or not."""
+    kind = StreamBatches if pipeline.is_stream else Batches
+    return kind(pipeline, stored_order=stored_order)
+
+
+def _struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+_START = _struct((), jnp.int32)
