@@ -24,7 +24,8 @@ class TracedBatch(dict):
 
 
 def _flatten(batch):
-    return tuple(batch.values()), (tuple(batch), batch.host)
+    names = tuple(sorted(batch))  # as JAX has it for a dict
+    return tuple(batch[name] for name in names), (names, batch.host)
 
 
 jax.tree_util.register_pytree_node(
