@@ -11,6 +11,7 @@ from flax import nnx
 
 from trainers import divergence, memory, program
 from trainers.callbacks import every
+from trainers.clock import Clock
 from trainers.keeper import Keeper
 from trainers.loop import Loop
 from trainers.model import split
@@ -44,15 +45,17 @@ class Fit:
         self.run = Run(plan.steps, self._model)
         self._keeper = Keeper(plan)
         self._signals = Signals()
+        self._clock = Clock()
 
     def __call__(self) -> Status:
         """Runs to the end and returns how it ended; `run` and `state` hold the rest."""
         plan, run = self.plan, self.run
         with self._keeper.opened(), self._signals.watched():
             # Tracing comes before compiling, and finds what is wrong with the losses and the data.
-            loop = program.loop(plan, self.state, plan.batches.data)
-            for evaluator in plan.evaluators.values():
-                evaluator.trace(*self.evaluated())
+            with self._clock.spent("compiling"):
+                loop = program.loop(plan, self.state, plan.batches.data)
+                for evaluator in plan.evaluators.values():
+                    evaluator.trace(*self.evaluated())
             restored = self._keeper.restore(run, self.state)
             if restored is not None:
                 self.state = restored
@@ -68,19 +71,22 @@ class Fit:
                 initialize(plan.model, plan.init_from)
                 self.state = _start(plan)
             if not self._signals.asked():
-                loop.compile()
-                memory.expect_fits(loop.program, self.state, plan.batches.data)
-                self._keeper.compile(self.state)
+                with self._clock.spent("compiling"):
+                    loop.compile()
+                    memory.expect_fits(loop.program, self.state, plan.batches.data)
+                    self._keeper.compile(self.state)
             divergence.forget(plan.workdir)
             with (
                 contextlib.closing(self._keeper.feed(run)) as self._feed,
-                contextlib.closing(self._keeper.writers(run)) as self._writers,
+                contextlib.closing(self._keeper.writers(run, self._clock)) as self._writers,
                 contextlib.closing(
                     Progress(plan.steps, plan.batches.batch_size, run.step)
                 ) as self._progress,
             ):
                 status = self._train(loop)
-                self._keeper.finish(run, self.state)
+                with self._clock.spent("saving"):
+                    self._keeper.finish(run, self.state)
+                run.status = status
             return status
 
     def _train(self, loop: Loop) -> Status:
@@ -100,12 +106,14 @@ class Fit:
             # 2. Save after that and before the data moves on, so that the model, the data and the
             #    history never disagree by one.
             if self._keeper.is_due(run):
-                self._keeper.save(run, self.state)
+                with self._clock.spent("saving"):
+                    self._keeper.save(run, self.state)
             # 3. A chunk of steps: up to the next thing that is due, or about two seconds.
             due = self._next_due()
-            data, served = self._feed.block(run.step)
+            with self._clock.spent("loading"):
+                data, served = self._feed.block(run.step)
             stop = min(due, run.step + pace.steps(), served)
-            with pace.measured(stop - run.step):
+            with self._clock.spent("computing"), pace.measured(stop - run.step):
                 self.state = loop(self.state, data, run.step, stop)
                 jax.block_until_ready(self.state.loss)
             run.step, run.epoch = stop, self._feed.epoch_at(stop)
@@ -165,14 +173,16 @@ class Fit:
             row = run.history[-1]
             self._writers.write_scalars(run.step, {k: v for k, v in row.items() if k != "step"})
             self._progress.report(row)
-            self._keeper.save_best(run, self.state)
+            with self._clock.spent("saving"):
+                self._keeper.save_best(run, self.state)
         return stops
 
     def _measured(self, log: bool, evaluate: bool) -> dict[str, float] | None:
         """Returns the metrics asked for, None where a signal came in between."""
         row = _prefixed("train/", self.state.window.compute()) if log else {}
         for name, evaluator in self.plan.evaluators.items() if evaluate else ():
-            values = evaluator(*self.evaluated(), ends=self._signals.asked)
+            with self._clock.spent("evaluating"):
+                values = evaluator(*self.evaluated(), ends=self._signals.asked)
             if values is None:
                 return None
             row |= _prefixed(f"eval/{name}/" if name else "eval/", values)

@@ -14,8 +14,11 @@ from flax import nnx
 from trainers import compilation
 from trainers.batches import Feed
 from trainers.checksum import checksums, dotted, kind
+from trainers.clock import Clock
+from trainers.config import configuration
 from trainers.lock import locked
 from trainers.plan import Plan
+from trainers.report import Report
 from trainers.run import Run
 from trainers.state import State, strong
 from trainers.store import Store, without_keys
@@ -77,12 +80,17 @@ class Keeper:
         if self._store is not None:
             checksums(without_keys(_arrays(state)))
 
-    def writers(self, run: Run) -> Writers:
-        """Returns where the run's metrics go."""
-        own = []
-        if self._plan.workdir is not None:
-            own = [JsonLines(self._plan.workdir / "metrics.jsonl", run.history)]
-        return Writers([*own, *self._plan.writers])
+    def writers(self, run: Run, clock: Clock) -> Writers:
+        """Returns where the run's metrics go: nowhere but in the first process."""
+        own, workdir = [], self._plan.workdir
+        if jax.process_index() > 0:
+            return Writers([])
+        if workdir is not None:
+            report = Report(workdir / "report.html", self._plan, run, clock)
+            own = [JsonLines(workdir / "metrics.jsonl", run.history), report]
+        writers = Writers([*own, *self._plan.writers])
+        writers.write_hparams(configuration(self._plan))
+        return writers
 
     # --- taking up -------------------------------------------------------------------------------
 

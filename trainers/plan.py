@@ -5,6 +5,7 @@ import dataclasses
 from etils import epath
 from flax import nnx
 
+from datarax import Pipeline
 from trainers.batches import Batches
 from trainers.callbacks import Callback
 from trainers.checkpoints import Checkpoints
@@ -19,6 +20,7 @@ class Plan:
     """What a run does; the fields are as in `Trainer`."""
 
     model: nnx.Module
+    pipeline: Pipeline
     batches: Batches | StreamBatches
     objective: Objective
     update: Update

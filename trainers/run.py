@@ -5,6 +5,8 @@ from typing import Any
 
 from flax import nnx
 
+from trainers.result import Status
+
 
 class Run:
     """A run at an exact step, as callbacks see it.
@@ -19,6 +21,7 @@ class Run:
         history: One dict a log, in order; a callback may add to the last.
         reported: The last step whose log, evaluation and callbacks are done.
         stopped: Whether a callback has stopped the run.
+        status: How the run ended, None while it goes on.
         first: The step that began with batch 0: 0, unless the data was restarted.
     """
 
@@ -29,6 +32,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.reported = 0
         self.stopped = False
+        self.status: Status | None = None
         self.first = 0
         self._model = model
 

@@ -180,6 +180,7 @@ class Trainer:
         expect_trainable(model, wrt)
         self._plan = Plan(
             model=model,
+            pipeline=self.pipeline,
             batches=self._batches,
             objective=self._objective_on(self._batches),
             update=Update(optimizer or optax.adamw(1e-3), wrt, accumulate, ema),

@@ -1,0 +1,84 @@
+"""Samples: a few records of a source as HTML, images as images."""
+
+import base64
+import html
+import io
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from datarax.sources import EagerSourceBase
+
+_RECORDS = 8
+_TEXT = 240  # characters of a text
+_NUMBERS = 8  # of an array
+_SIDE = 256  # pixels of an image
+
+
+def cards(source: Any) -> str:
+    """Returns the first records of epoch 0 as cards; of a stream nothing, it would be read.
+
+    Args:
+        source: The source, which stays as it is.
+    """
+    if not isinstance(source, EagerSourceBase):
+        return ""
+    count = min(_RECORDS, source.length)
+    batch = jax.device_get(source.get_batch_at(0, count, jax.random.key(source.seed)))
+    features = getattr(source, "features", None) or {}
+    records = (
+        "".join(
+            f"<dt>{html.escape(name)}</dt><dd>{_cell(_row(column, i), features.get(name))}</dd>"
+            for name, column in batch.items()
+        )
+        for i in range(count)
+    )
+    return "".join(f"<dl>{record}</dl>" for record in records)
+
+
+def _row(column: Any, row: int) -> Any:
+    if isinstance(column, dict):
+        return {name: _row(inner, row) for name, inner in column.items()}
+    return column[row]
+
+
+def _cell(value: Any, feature: Any) -> str:
+    image = _image(value)
+    if image is not None:
+        return f'<img alt="" src="data:image/png;base64,{_png(image)}">'
+    if isinstance(value, dict):
+        return "<br>".join(f"{html.escape(name)}: {_cell(v, None)}" for name, v in value.items())
+    names = getattr(feature, "names", None)
+    if names and np.ndim(value) == 0:
+        return html.escape(names[int(value)] if 0 <= int(value) < len(names) else str(value))
+    if isinstance(value, np.ndarray) and value.ndim:
+        some = ", ".join(f"{x:.4g}" for x in value.ravel()[:_NUMBERS].tolist())
+        more = " …" if value.size > _NUMBERS else ""
+        shape = "×".join(map(str, value.shape))
+        return f"<code>{html.escape(some)}{more}</code> <small>{shape} {value.dtype}</small>"
+    text = f"{value:.6g}" if isinstance(value, np.floating | float) else str(value)
+    return html.escape(text[:_TEXT] + " …" * (len(text) > _TEXT))
+
+
+def _image(value: Any) -> Image.Image | None:
+    """Returns a value as an image where it looks like one."""
+    if isinstance(value, Image.Image):
+        return value
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim not in (2, 3):
+        return None
+    if value.ndim == 3 and value.shape[-1] == 1:
+        value = value[..., 0]
+    is_one = value.ndim == 2 or value.shape[-1] in (3, 4)
+    return Image.fromarray(value) if is_one and min(value.shape[:2]) > 3 else None
+
+
+def _png(image: Image.Image) -> str:
+    if image.mode not in ("L", "RGB", "RGBA", "P", "1"):
+        image = image.convert("RGB")
+    image = image.copy()
+    image.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
