@@ -17,6 +17,7 @@ from trainers.loop import Loop
 from trainers.model import split
 from trainers.pace import Pace
 from trainers.plan import Plan
+from trainers.profile import Profile
 from trainers.progress import Progress
 from trainers.result import Status
 from trainers.run import Run
@@ -78,6 +79,7 @@ class Fit:
             divergence.forget(plan.workdir)
             with (
                 contextlib.closing(self._keeper.feed(run)) as self._feed,
+                contextlib.closing(Profile(plan.profile, plan.workdir)) as self._profile,
                 contextlib.closing(self._keeper.writers(run, self._clock)) as self._writers,
                 contextlib.closing(
                     Progress(plan.steps, plan.batches.batch_size, run.step)
@@ -109,6 +111,7 @@ class Fit:
                 with self._clock.spent("saving"):
                     self._keeper.save(run, self.state)
             # 3. A chunk of steps: up to the next thing that is due, or about two seconds.
+            self._profile.begin(run.step)
             due = self._next_due()
             with self._clock.spent("loading"):
                 data, served = self._feed.block(run.step)
@@ -117,6 +120,7 @@ class Fit:
                 self.state = loop(self.state, data, run.step, stop)
                 jax.block_until_ready(self.state.loss)
             run.step, run.epoch = stop, self._feed.epoch_at(stop)
+            self._profile.end(stop)
             self._progress.advance(stop, pace.seconds)
             # 4. Nothing is logged, evaluated or saved of a state that is not finite.
             used = stop == due or self._keeper.is_due(run) or self._signals.asked()
@@ -133,6 +137,7 @@ class Fit:
             return False
         found, self.state = found
         run.step, run.reported = found.step, min(found.step, run.reported)
+        run.epoch = self._feed.epoch_at(run.step)
         run.history[:] = [row for row in run.history if row["step"] <= run.step]
         divergence.note(plan.workdir, found)
         self._say(found)
@@ -204,7 +209,8 @@ class Fit:
         cadences += [plan.eval_every] if plan.evaluators else []
         cadences += [callback.steps for callback in plan.callbacks if isinstance(callback, every)]
         cadences += [plan.checkpoint.every] if plan.workdir is not None else []
-        return min(plan.steps, *(step - step % n + n for n in cadences))
+        fixed = [n for n in self._profile.bounds() if n > step]
+        return min(plan.steps, *fixed, *(step - step % n + n for n in cadences))
 
     # --- the model -------------------------------------------------------------------------------
 

@@ -34,3 +34,4 @@ class Plan:
     init_from: epath.Path | None
     writers: tuple[Writer, ...]
     resume_data: str
+    profile: tuple[int, int] | None

@@ -26,6 +26,7 @@ from trainers.metrics import Empty
 from trainers.model import expect_trainable, split
 from trainers.plan import Plan
 from trainers.preflight import Preflight, preflight
+from trainers.profile import expect_profile
 from trainers.result import Result
 from trainers.state import State, strong
 from trainers.step import Objective, Update
@@ -77,6 +78,8 @@ class Trainer:
         callbacks: Callables `run -> bool | None`, called at each log, or every `n` steps with
             `every(n, fn)`; True stops the run.
         writers: Further objects with the interface of clu's metric writers.
+        profile: `(first, last)`: a JAX trace of these steps, counted from 1, is written under the
+            workdir.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -120,6 +123,7 @@ class Trainer:
         resume_data: str = "exact",
         callbacks: Sequence[Callback] = (),
         writers: Sequence[Writer] | None = None,
+        profile: tuple[int, int] | None = None,
     ):
         if not isinstance(model, nnx.Module):
             raise TypeError(f"model is a {type(model).__name__}: expected a flax nnx.Module.")
@@ -156,6 +160,7 @@ class Trainer:
             raise TypeError(
                 f"checkpoint is a {type(checkpoint).__name__}: write checkpoint=Checkpoints(...)."
             )
+        expect_profile(profile, workdir)
         self.model = model
         self.pipeline = as_pipeline(source, batch_size, shuffle=True)
         memory.expect_data_fits(self.pipeline.source)
@@ -194,6 +199,7 @@ class Trainer:
             init_from=None if init_from is None else epath.Path(init_from),
             writers=tuple(writers or ()),
             resume_data=resume_data,
+            profile=profile,
         )
 
     def _infer(self, loss, metrics, precision) -> tuple[tasks.Task | None, Objective]:

@@ -1,0 +1,68 @@
+"""The profile of a run: a JAX trace of some of its steps."""
+
+import logging
+import os
+
+import jax
+from etils import epath
+
+from datarax.errors import expect_between
+
+logger = logging.getLogger(__name__)
+
+
+class Profile:
+    """Traces the steps `first` to `last`, counted from 1, into `<workdir>/profile`.
+
+    TensorBoard's profile plugin and https://ui.perfetto.dev show what it writes.
+
+    Args:
+        steps: `(first, last)`, or None to trace nothing.
+        workdir: The run's directory.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, workdir: epath.Path | None):
+        if jax.process_index() > 0:  # the others do the same
+            steps = None
+        self._begin, self._end = (-1, -1) if steps is None else (steps[0] - 1, steps[1])
+        self._workdir = workdir
+        self._runs = False
+
+    def bounds(self) -> tuple[int, int]:
+        """Returns after how many finished steps tracing begins and ends."""
+        return self._begin, self._end
+
+    def begin(self, step: int) -> None:
+        """Begins tracing if it is time to, after `step` finished steps."""
+        if self._runs or not self._begin <= step < self._end:
+            return
+        try:
+            jax.profiler.start_trace(os.fspath(self._workdir / "profile"))
+            self._runs = True
+        except RuntimeError as error:  # somebody else is tracing
+            logger.warning("There is no profile: %s. Training goes on.", error)
+            self._end = -1
+
+    def end(self, step: int) -> None:
+        """Ends tracing if it is time to, after `step` finished steps."""
+        if step >= self._end:
+            self.close()
+
+    def close(self) -> None:
+        """Ends tracing."""
+        if self._runs:
+            self._runs = False
+            jax.profiler.stop_trace()
+            logger.info("The profile is in %s.", self._workdir / "profile")
+
+
+def expect_profile(steps: tuple[int, int] | None, workdir: epath.Path | None) -> None:
+    """Raises `ValueError` unless `steps` is None or `(first, last)`, and there is a workdir."""
+    if steps is None:
+        return
+    if not isinstance(steps, tuple) or len(steps) != 2:
+        raise ValueError(f"profile={steps!r}: expected (first, last), such as profile=(100, 110).")
+    expect_between("profile[0]", steps[0], 1, 2**31 - 1)
+    expect_between("profile[1]", steps[1], steps[0], 2**31 - 1)
+    if workdir is None:
+        raise ValueError(f"profile={steps} is written under the workdir: give workdir= as well.")
