@@ -38,6 +38,7 @@ class Divergence:
         rows: Rows of the batch that are not finite by themselves, eight at most.
         records: The same records by their number in the source.
         first: The run's step that began with batch 0.
+        epoch: Number of finished epochs there, with its fraction.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Divergence:
     rows: list[int]
     records: list[int]
     first: int
+    epoch: float
 
     def __str__(self) -> str:
         pairs = zip(self.rows, self.records, strict=True)
@@ -185,7 +187,8 @@ def find(
     rows = _culprits(everyone, fails, _RECORDS)
     records = feed.records(step)[rows].tolist()
     what = _WHAT[why].format(batch=batch)
-    return Divergence(step, batch, what, [int(row) for row in rows], records, first), state
+    epoch = float(feed.epoch_at(step))
+    return Divergence(step, batch, what, rows, records, first, epoch), state
 
 
 def _picked(rows):

@@ -135,9 +135,10 @@ class Fit:
         found = watch.find(self.state, run.step)
         if found is None:
             return False
-        found, self.state = found
+        found, self.state, data = found
+        self._keeper.rewind(data)
         run.step, run.reported = found.step, min(found.step, run.reported)
-        run.epoch = self._feed.epoch_at(run.step)
+        run.epoch = found.epoch
         run.history[:] = [row for row in run.history if row["step"] <= run.step]
         divergence.note(plan.workdir, found)
         self._say(found)

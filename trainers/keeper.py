@@ -40,7 +40,7 @@ class Keeper:
         self._plan = plan
         self._store: Store | None = None
         self._best: Store | None = None
-        self._saved: int | None = None
+        self._saved: tuple[int, int] | None = None  # step, and the last step reported by then
         self._data: dict[str, Any] | None = None  # the source's state that was restored
         self._feed: Feed | StreamFeed | None = None
         self._best_at: int | None = None
@@ -171,6 +171,10 @@ class Keeper:
         self._feed = self._plan.batches.feed(run.step, run.first, state)
         return self._feed
 
+    def rewind(self, data: dict[str, Any]) -> None:
+        """Notes the source's state at the step to save, where the feed has passed that."""
+        self._feed, self._data = None, data
+
     # --- saving ----------------------------------------------------------------------------------
 
     def is_due(self, run: Run) -> bool:
@@ -184,16 +188,16 @@ class Keeper:
         return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
     def save(self, run: Run, state: State) -> None:
-        """Saves this step, unless it is saved already; the writing goes on in the background.
+        """Saves this step, unless it is saved as it is; the writing goes on in the background.
 
         What cannot be written is said; training goes on, and earlier checkpoints stay.
         """
-        if self._store is None or self._saved == run.step:
+        if self._store is None or self._saved == (run.step, run.reported):
             return
         if self._best_at != run.step:
             # The history tells of the best checkpoint, so that must be whole before this one is.
             self._try(self._best, Store.wait)
-        self._saved, self._saved_at = run.step, time.monotonic()
+        self._saved, self._saved_at = (run.step, run.reported), time.monotonic()
         self._try(self._store, self._put, run, state)
 
     def save_best(self, run: Run, state: State) -> None:

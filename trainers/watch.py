@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Watch:
     def __init__(self, plan: Plan, feed: Feed | StreamFeed, state: State, run: Run):
         self._plan = plan
         self._feed = feed
-        self._first = run.first
+        self._run, self._first = run, run.first
         self._spoiled = int(spoiled(state))  # such as the -inf of a mask: not ours to judge
         self._take(state, run.step)
 
@@ -53,7 +54,7 @@ class Watch:
             self._take(state, step)
         return True
 
-    def find(self, state: State, step: int) -> tuple[Divergence, State] | None:
+    def find(self, state: State, step: int) -> tuple[Divergence, State, dict[str, Any]] | None:
         """Runs the steps since the snapshot again, where a state is not finite.
 
         Args:
@@ -61,14 +62,14 @@ class Watch:
             step: The number of finished steps it claims.
 
         Returns:
-            What was found and the state before it; None where it was nothing: an infinity that a
-            finite gradient left in the optimizer's state.
+            What was found, the state before it and the source's state there; None where it was
+            nothing: an infinity that a finite gradient left in the optimizer's state.
         """
         feed = self._plan.batches.feed(self._step, self._first, self._data)
         with contextlib.closing(feed):
             found = find(self._plan, feed, self._snapshot, self._step, step, self._first)
-        if found is not None:
-            return found
+            if found is not None:
+                return *found, feed.state_at(found[0].step)
         if np.isfinite((state.loss, state.window.loss)).all():
             self._spoiled = int(spoiled(state))
             return None
@@ -77,12 +78,12 @@ class Watch:
             f"A loss is not finite in one of the batches {batch} to {step - self._first - 1}, and "
             "was when they were run again: the computation is not the same each time"
         )
-        found = Divergence(self._step, batch, what, [], [], self._first)
-        return found, self._snapshot.restored()
+        found = Divergence(self._step, batch, what, [], [], self._first, self._epoch)
+        return found, self._snapshot.restored(), self._data
 
     def _take(self, state: State, step: int) -> None:
         begun = time.perf_counter()
         self._snapshot, self._step = Snapshot(state), step
-        self._data = self._feed.state_at(step)
+        self._data, self._epoch = self._feed.state_at(step), self._run.epoch
         self._taken = time.perf_counter()
         self._cost = self._taken - begun
