@@ -2,14 +2,18 @@
 
 import json
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from datarax import HFStreamingSource
 from tests.support.models import CNN, MLP, assert_close, assert_same, images, memory, points
 from trainers import Checkpoints, Trainer, every
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 BAD = 33
 
@@ -111,6 +115,30 @@ def test_a_run_that_is_mended_ends_where_one_that_was_whole_does(tmp_path):
         [row["train/loss"] for row in mended.history],
         [row["train/loss"] for row in expected.history],
         rtol=1e-5,
+    )
+
+
+def test_a_stream_is_read_again_and_saved_where_it_stood(tmp_path):
+    rows = datasets.Dataset.from_dict({k: v.tolist() for k, v in points(50).items()})
+    rows = rows.cast_column("x", datasets.List(datasets.Value("float32"), length=4))
+
+    def source():
+        stream = rows.to_iterable_dataset(num_shards=2)
+        return HFStreamingSource.from_dataset(stream, shuffle=True, shuffle_buffer_size=16)
+
+    arguments = {"epochs": None, "steps": 20, "checkpoint": Checkpoints(every=1)}
+    expected = trainer(source(), MLP(), loss=whole, **arguments).fit()
+    arguments["workdir"] = tmp_path
+    first = trainer(source(), MLP(), loss=spoilt("gradient"), **arguments)
+    result = first.fit()
+    assert result.status == "diverged"
+    assert BAD in first.batch_at(result.step)["id"]
+    assert result.history[-1]["epoch"] < 1
+    (tmp_path / "diverged.json").unlink()
+    mended = trainer(source(), MLP(), loss=whole, **arguments).fit()
+    assert mended.status == "finished"
+    np.testing.assert_allclose(  # the steps after it have the batches they would have had
+        mended.history[-1]["train/loss"], expected.history[-1]["train/loss"], rtol=0.2
     )
 
 
