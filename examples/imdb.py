@@ -3,8 +3,8 @@
     python examples/imdb.py                          # stanfordnlp/imdb from the Hub
     python examples/imdb.py --dataset path/to/imdb   # a local folder
 
-Test accuracy to expect: 89 %, in a minute on two CPU cores. The tokenizer is trained on the training
-split; nothing else is downloaded. A tenth of that split decides when to stop.
+Test accuracy to expect: 89 %, in a minute on two CPU cores. The tokenizer is trained on the
+training split; nothing else is downloaded. A tenth of that split decides when to stop.
 """
 
 import argparse
