@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import args
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _ARRAYS = ("model", "training")
-_UNFINISHED = ".orbax-checkpoint-tmp"
+_UNFINISHED, _REPLACED = ".orbax-checkpoint-tmp", "replaced-"
 
 
 class DamagedError(Exception):
@@ -45,6 +46,7 @@ class Store:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._pending: int | None = None
+        self._replaces = False
 
     def steps(self) -> list[int]:
         """Returns the steps of whole checkpoints, in order."""
@@ -52,6 +54,8 @@ class Store:
 
     def save(self, step: int, arrays: dict[str, Any], data: dict, run: dict) -> None:
         """Saves a checkpoint; the writing goes on in the background.
+
+        One of the same step is replaced, and kept until the new one is whole.
 
         Args:
             step: Its number.
@@ -63,6 +67,12 @@ class Store:
             OSError: If this one, or the one before, could not be written.
         """
         self.wait()
+        if step in self.steps():
+            self._path(step).rename(self.directory / f"{_REPLACED}{step}")
+            self._manager.reload()
+            self._replaces = True
+        # The history goes on growing while it is written.
+        data, run = json.loads(json.dumps([data, run]))
         arrays = {name: without_keys(arrays[name]) for name in _ARRAYS}
         run = {**run, "format": FORMAT, "arrays": checksums(arrays), "data": _digest(data)}
         items = {name: args.StandardSave(tree) for name, tree in arrays.items()}
@@ -159,6 +169,9 @@ class Store:
         """
         with self._writing():
             self._manager.wait_until_finished()
+            if self._replaces:
+                self._clear()
+                self._replaces = False
 
     def close(self) -> None:
         """Waits and frees the threads; what cannot be written is for `wait` to say."""
@@ -180,6 +193,9 @@ class Store:
         """Removes what killed or failed runs left half written: it may fill the disk."""
         for path in self.directory.glob(f"*{_UNFINISHED}*"):
             path.rmtree()
+        for path in self.directory.glob(f"{_REPLACED}*"):
+            new = self._path(int(path.name.removeprefix(_REPLACED)))
+            path.rmtree() if new.exists() else path.rename(new)
 
     def _set_aside(self, step: int) -> str:
         place = self.directory / f"damaged-{step}-{os.urandom(3).hex()}"
@@ -230,4 +246,14 @@ def with_keys(tree: Any, like: Any) -> Any:
 
 
 def _abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    """Returns what Orbax restores by: arrays that JAX may place as it likes come back as NumPy's.
+
+    They are what a run begins with, so that it finds its compiled programs again.
+    """
+
+    def one(x):
+        if x.committed:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        return np.broadcast_to(np.zeros((), x.dtype), x.shape)
+
+    return jax.tree.map(one, without_keys(tree))

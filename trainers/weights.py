@@ -108,7 +108,9 @@ def export(model: nnx.Module, path: epath.PathLike) -> None:
         ImportError: If `safetensors` is not installed.
     """
     flat = _flat(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    data = _library().save({name: np.ascontiguousarray(value) for name, value in flat.items()})
+    data = _library().numpy.save(
+        {name: np.ascontiguousarray(value) for name, value in flat.items()}
+    )
     epath.Path(path).write_bytes(data)
 
 
@@ -162,7 +164,10 @@ def _is_safetensors(path):
 
 
 def _safetensors(path):
-    flat = _library().load(path.read_bytes())
+    flat = {
+        name: np.frombuffer(tensor["data"], _dtype(tensor["dtype"])).reshape(tensor["shape"])
+        for name, tensor in _library().deserialize(path.read_bytes())
+    }
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, last = name.split(".")
@@ -173,12 +178,20 @@ def _safetensors(path):
     return nested
 
 
+def _dtype(name):
+    """Returns the dtype that safetensors calls `F32`, `BF16`, `F8_E4M3`, `I64`, `BOOL`..."""
+    special = {"BOOL": "bool", "C64": "complex64", "BF16": "bfloat16"}
+    special |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+    kinds = {"F": "float", "I": "int", "U": "uint"}
+    return jnp.dtype(special.get(name) or kinds[name[0]] + name[1:])
+
+
 def _library():
     try:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError("safetensors files need `pip install datarax[safetensors]`") from error
-    return safetensors.numpy
+    return safetensors
 
 
 def _flat(tree) -> dict[str, Any]:

@@ -94,6 +94,22 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     store.close()
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_step_saved_again_replaces_what_was_there(tmp_path, killed):
+    store = _saved(tmp_path, [1, 2])
+    if killed:  # between moving the old one away and the new one being whole
+        store.close()
+        (tmp_path / "2").rename(tmp_path / "replaced-2")
+        store = Store(tmp_path, keep=9)
+        assert store.steps() == [1, 2]
+    store.save(2, _arrays(7), {}, {"step": 2})
+    store.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    reader = Store(tmp_path)
+    assert_same(_read(reader, 2, _arrays(0))[2], _arrays(7))
+    reader.close()
+
+
 # --- damage --------------------------------------------------------------------------------------
 
 

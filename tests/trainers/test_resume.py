@@ -85,6 +85,7 @@ def test_a_signal_in_mid_evaluation_leaves_the_report_to_the_next_start(tmp_path
     assert result.history == expected.history
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
     assert_same(result.model, expected.model)
+    assert checkpoint(tmp_path / "cut", 20) == checkpoint(tmp_path / "whole", 20)
 
 
 def _striking(evaluation, number=signal.SIGTERM):

@@ -1,0 +1,155 @@
+"""Weights without a trainer: load, export, and beginning from another run's."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.support.models import MLP, Normed, arrays, assert_same
+from tests.support.runs import at, ruin, said, trainer
+from trainers import Checkpoints, export, load
+from trainers.weights import initialize
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, compiled_once):
+    """A finished run and its workdir, with the best of its four evaluations kept."""
+    workdir = tmp_path_factory.mktemp("trained")
+    checkpoint = Checkpoints(every=4, keep=2, best=("eval/loss", "min"))
+    return trainer(workdir, checkpoint=checkpoint, ema=None).fit(), workdir
+
+
+class Wide(nnx.Module):
+    """An MLP with a wider layer."""
+
+    def __init__(self):
+        self.hidden = nnx.Linear(4, 9, rngs=nnx.Rngs(0))
+        self.out = nnx.Linear(9, 3, rngs=nnx.Rngs(1))
+
+
+# --- load and export -----------------------------------------------------------------------------
+
+
+def test_load_gives_the_model_that_was_trained(trained):
+    result, workdir = trained
+    model = Normed(seed=5)
+    assert load(workdir, model) is model
+    assert_same(model, result.model)
+    raw = load(str(workdir))
+    np.testing.assert_array_equal(raw["out"]["kernel"], result.model.out.kernel[...])
+    assert isinstance(raw["out"]["kernel"], np.ndarray)
+
+
+def test_load_of_a_step_and_of_the_best(trained):
+    result, workdir = trained
+    earlier = load(workdir, Normed(), step=16)
+    assert not np.array_equal(earlier.out.kernel[...], result.model.out.kernel[...])
+    step, value = result.best
+    assert value == min(row["eval/loss"] for row in result.history if "eval/loss" in row)
+    best = load(workdir, Normed(), step="best")
+    (evaluator,) = trainer(None)._plan.evaluators.values()
+    definition, params, rest = nnx.split(_eval(best), nnx.Param, ...)
+    assert evaluator(definition, params, rest)["loss"] == value
+    assert [path.name for path in (workdir / "best").iterdir()] == [str(step)]
+
+
+def _eval(model):
+    model.eval()
+    return model
+
+
+def test_safetensors_round_trip(trained, tmp_path):
+    result, _ = trained
+    export(result.model, tmp_path / "model.safetensors")
+    model = load(tmp_path / "model.safetensors", Normed(seed=5))
+    assert_same(nnx.state(model, nnx.Param), nnx.state(result.model, nnx.Param))
+    assert_same(nnx.state(model, nnx.BatchStat), nnx.state(Normed(), nnx.BatchStat))
+
+
+def test_the_precisions_of_a_safetensors_file(tmp_path):
+    model = MLP()
+    nnx.update(model, jax.tree.map(lambda x: x.astype("bfloat16"), nnx.state(model)))
+    export(model, tmp_path / "half.safetensors")
+    found = load(tmp_path / "half.safetensors", MLP(seed=1))
+    assert found.out.kernel[...].dtype == np.float32
+    np.testing.assert_array_equal(found.out.kernel[...], model.out.kernel[...].astype(np.float32))
+
+
+def test_what_does_not_fit_is_refused(trained, tmp_path):
+    _, workdir = trained
+    with pytest.raises(ValueError, match=r"is not of this MLP: they differ in 'calls'"):
+        load(workdir, MLP())
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint in .*has the steps \[\]"):
+        load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has the steps \[16, 20\]"):
+        load(workdir, step=7)
+
+
+# --- init_from -----------------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_the_weights_of_another(trained, tmp_path):
+    result, workdir = trained
+    seen = []
+    settings = {"log_every": 1, "callbacks": [lambda run: seen.append(run.model())]}
+    frozen = trainer(
+        tmp_path,
+        model=Normed(seed=3),
+        init_from=workdir,
+        wrt=nnx.PathContains("out"),
+        steps=2,
+        **settings,
+    ).fit()
+    assert frozen.step == 2
+    assert_same(nnx.state(frozen.model.hidden), nnx.state(result.model.hidden))
+    assert not np.array_equal(frozen.model.out.kernel[...], result.model.out.kernel[...])
+    rate = np.abs(frozen.model.out.kernel[...] - result.model.out.kernel[...]).max()
+    assert rate < 0.05  # two steps of Adam away
+    keys = arrays(nnx.state(frozen.model, nnx.RngKey))
+    assert_same(keys, arrays(nnx.state(Normed(seed=3), nnx.RngKey)))  # its own random streams
+
+
+def test_init_from_a_file_equals_training_the_loaded_model(trained, tmp_path):
+    result, _ = trained
+    path = tmp_path / "model.safetensors"
+    export(result.model, path)
+    expected = trainer(None, model=load(path, Normed(seed=3)), steps=4).fit()
+    started = trainer(None, model=Normed(seed=3), init_from=path, steps=4).fit()
+    assert_same(started.model, expected.model)
+    assert started.history == expected.history
+
+
+def test_a_checkpoint_goes_before_init_from(trained, tmp_path, caplog):
+    _, workdir = trained
+    expected = trainer(None, init_from=workdir).fit()
+    trainer(tmp_path, init_from=workdir, callbacks=[at(7)]).fit()
+    caplog.set_level(logging.INFO, logger="trainers")
+    resumed = trainer(tmp_path, init_from=tmp_path / "is not there any more").fit()
+    assert any("not from init_from" in record.getMessage() for record in caplog.records)
+    assert_same(resumed.model, expected.model)
+
+
+def test_what_only_one_of_the_two_has_is_said_and_another_shape_refused(trained, tmp_path, caplog):
+    _, workdir = trained
+    model = MLP(seed=4)
+    initialize(model, workdir)
+    np.testing.assert_array_equal(model.out.kernel[...], load(workdir)["out"]["kernel"])
+    (warning,) = said(caplog, "trainers.weights")
+    assert "the model lacks 'calls', 'dropout.rngs.count'" in warning
+    with pytest.raises(ValueError, match=r"hidden.bias has \(8,\) and \(9,\) here"):
+        initialize(Wide(), workdir)
+    with pytest.raises(ValueError, match=r"does not fit this Linear: its names .*all differ"):
+        initialize(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), workdir)
+    with pytest.raises(FileNotFoundError):
+        trainer(None, init_from=tmp_path).fit()
+
+
+def test_a_damaged_best_is_said(trained, tmp_path):
+    trainer(tmp_path, steps=5, checkpoint=Checkpoints(best=("eval/loss", "min"))).fit()
+    ruin(tmp_path / "best" / "5")
+    with pytest.raises(RuntimeError, match=r"step 5 in .* is damaged"):
+        load(tmp_path, step="best")
