@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PHASES = "loading", "compiling", "computing", "evaluating", "saving"
+PHASES = "loading", "compiling", "computing", "evaluating", "saving", "reporting"
 
 
 class Clock:

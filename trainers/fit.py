@@ -38,6 +38,7 @@ class Fit:
     Attributes:
         run: Step and history, as callbacks see them.
         state: The state after `run.step` steps.
+        clock: Where the time went.
     """
 
     def __init__(self, plan: Plan):
@@ -46,14 +47,14 @@ class Fit:
         self.run = Run(plan.steps, self._model)
         self._keeper = Keeper(plan)
         self._signals = Signals()
-        self._clock = Clock()
+        self.clock = Clock()
 
     def __call__(self) -> Status:
         """Runs to the end and returns how it ended; `run` and `state` hold the rest."""
         plan, run = self.plan, self.run
         with self._keeper.opened(), self._signals.watched():
             # Tracing comes before compiling, and finds what is wrong with the losses and the data.
-            with self._clock.spent("compiling"):
+            with self.clock.spent("compiling"):
                 loop = program.loop(plan, self.state, plan.batches.data)
                 for evaluator in plan.evaluators.values():
                     evaluator.trace(*self.evaluated())
@@ -72,7 +73,7 @@ class Fit:
                 initialize(plan.model, plan.init_from)
                 self.state = _start(plan)
             if not self._signals.asked():
-                with self._clock.spent("compiling"):
+                with self.clock.spent("compiling"):
                     loop.compile()
                     memory.expect_fits(loop.program, self.state, plan.batches.data)
                     self._keeper.compile(self.state)
@@ -80,13 +81,13 @@ class Fit:
             with (
                 contextlib.closing(self._keeper.feed(run)) as self._feed,
                 contextlib.closing(Profile(plan.profile, plan.workdir)) as self._profile,
-                contextlib.closing(self._keeper.writers(run, self._clock)) as self._writers,
+                contextlib.closing(self._keeper.writers(run, self.clock)) as self._writers,
                 contextlib.closing(
                     Progress(plan.steps, plan.batches.batch_size, run.step)
                 ) as self._progress,
             ):
                 status = self._train(loop)
-                with self._clock.spent("saving"):
+                with self.clock.spent("saving"):
                     self._keeper.finish(run, self.state)
                 run.status = status
             return status
@@ -94,7 +95,8 @@ class Fit:
     def _train(self, loop: Loop) -> Status:
         """The loop. The order of its parts is important."""
         plan, run, pace = self.plan, self.run, Pace()
-        watch = Watch(plan, self._feed, self.state, run)
+        with self.clock.spent("compiling"):
+            watch = Watch(plan, self._feed, self.state, run)
         while True:
             # 1. What is due at this step, once: the log, the evaluation, the callbacks. A signal
             #    leaves it undone; the next start does it, with the same state.
@@ -108,22 +110,22 @@ class Fit:
             # 2. Save after that and before the data moves on, so that the model, the data and the
             #    history never disagree by one.
             if self._keeper.is_due(run):
-                with self._clock.spent("saving"):
+                with self.clock.spent("saving"):
                     self._keeper.save(run, self.state)
             # 3. A chunk of steps: up to the next thing that is due, or about two seconds.
             self._profile.begin(run.step)
             due = self._next_due()
-            with self._clock.spent("loading"):
+            with self.clock.spent("loading"):
                 data, served = self._feed.block(run.step)
             stop = min(due, run.step + pace.steps(), served)
-            with self._clock.spent("computing"), pace.measured(stop - run.step):
+            with self.clock.spent("computing"), pace.measured(stop - run.step):
                 self.state = loop(self.state, data, run.step, stop)
                 jax.block_until_ready(self.state.loss)
             run.step, run.epoch = stop, self._feed.epoch_at(stop)
             self._profile.end(stop)
             self._progress.advance(stop, pace.seconds)
             # 4. Nothing is logged, evaluated or saved of a state that is not finite.
-            used = stop == due or self._keeper.is_due(run) or self._signals.asked()
+            used = self._is_used() or self._keeper.is_due(run) or self._signals.asked()
             if not watch.is_finite(self.state, stop, thoroughly=used) and self._diverged(watch):
                 return "diverged"
 
@@ -177,9 +179,10 @@ class Fit:
         run.reported = run.step
         if row or stops:
             row = run.history[-1]
-            self._writers.write_scalars(run.step, {k: v for k, v in row.items() if k != "step"})
-            self._progress.report(row)
-            with self._clock.spent("saving"):
+            with self.clock.spent("reporting"):
+                self._writers.write_scalars(run.step, {k: v for k, v in row.items() if k != "step"})
+                self._progress.report(row)
+            with self.clock.spent("saving"):
                 self._keeper.save_best(run, self.state)
         return stops
 
@@ -187,7 +190,7 @@ class Fit:
         """Returns the metrics asked for, None where a signal came in between."""
         row = _prefixed("train/", self.state.window.compute()) if log else {}
         for name, evaluator in self.plan.evaluators.items() if evaluate else ():
-            with self._clock.spent("evaluating"):
+            with self.clock.spent("evaluating"):
                 values = evaluator(*self.evaluated(), ends=self._signals.asked)
             if values is None:
                 return None
@@ -203,6 +206,13 @@ class Fit:
         ]
         self.run.settle()
         return any(answers)
+
+    def _is_used(self) -> bool:
+        """Returns whether an evaluation or a callback looks at the parameters of this step."""
+        plan, step = self.plan, self.run.step
+        cadences = [plan.eval_every] if plan.evaluators else []
+        cadences += [c.steps if isinstance(c, every) else plan.log_every for c in plan.callbacks]
+        return step >= plan.steps or any(_due(step, n) for n in cadences)
 
     def _next_due(self) -> int:
         plan, step = self.plan, self.run.step

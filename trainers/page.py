@@ -7,9 +7,9 @@ from typing import Any
 _STYLE = """
 :root { --paper: #fbfaf8; --card: #fff; --ink: #22252a; --soft: #6d7480; --line: #e6e3dd;
   --train: #2f6fde; --eval: #d9622b; --c0: #8a93a3; --c1: #b08be0; --c2: #2f6fde; --c3: #d9622b;
-  --c4: #2f9e77; --c5: #d5d2cb; color-scheme: light dark; }
+  --c4: #2f9e77; --c5: #d9b52b; --c6: #d5d2cb; color-scheme: light dark; }
 @media (prefers-color-scheme: dark) { :root { --paper: #15171b; --card: #1d2026; --ink: #e6e7ea;
-  --soft: #98a0ad; --line: #2e323b; --train: #6c9eff; --eval: #ff9560; --c5: #454a55; } }
+  --soft: #98a0ad; --line: #2e323b; --train: #6c9eff; --eval: #ff9560; --c6: #454a55; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -107,9 +107,9 @@ def shares(parts: Mapping[str, float], unit: str = "s") -> str:
     whole = sum(parts.values()) or 1
     bar, keys = [], []
     for i, (name, part) in enumerate(parts.items()):
-        bar.append(f'<i style="flex: {part / whole:.5f} 0 0; background: var(--c{i % 6})"></i>')
+        bar.append(f'<i style="flex: {part / whole:.5f} 0 0; background: var(--c{i % 7})"></i>')
         keys.append(
-            f'<span style="--key: var(--c{i % 6})">{text(name)} {part:,.1f} {unit} '
+            f'<span style="--key: var(--c{i % 7})">{text(name)} {part:,.1f} {unit} '
             f"<small>{part / whole:.1%}</small></span>"
         )
     bars, legend = "".join(bar), "".join(keys)

@@ -18,22 +18,21 @@ _SIDE = 256  # pixels of an image
 
 
 def cards(source: Any) -> str:
-    """Returns the first records of epoch 0 as cards; of a stream nothing, it would be read.
+    """Returns records from all over a source as cards; of a stream nothing, it would be read.
 
     Args:
         source: The source, which stays as it is.
     """
     if not isinstance(source, EagerSourceBase):
         return ""
-    count = min(_RECORDS, source.length)
-    batch = jax.device_get(source.get_batch_at(0, count, jax.random.key(source.seed)))
+    rows = sorted({i * (source.length - 1) // (_RECORDS - 1) for i in range(_RECORDS)})
     features = getattr(source, "features", None) or {}
     records = (
         "".join(
-            f"<dt>{html.escape(name)}</dt><dd>{_cell(_row(column, i), features.get(name))}</dd>"
-            for name, column in batch.items()
+            f"<dt>{html.escape(name)}</dt><dd>{_cell(_row(column, row), features.get(name))}</dd>"
+            for name, column in source.data.items()
         )
-        for i in range(count)
+        for row in rows
     )
     return "".join(f"<dl>{record}</dl>" for record in records)
 
@@ -41,7 +40,7 @@ def cards(source: Any) -> str:
 def _row(column: Any, row: int) -> Any:
     if isinstance(column, dict):
         return {name: _row(inner, row) for name, inner in column.items()}
-    return column[row]
+    return jax.device_get(column[row])
 
 
 def _cell(value: Any, feature: Any) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from trainers.batches import Feed
@@ -35,7 +36,7 @@ class Watch:
         self._feed = feed
         self._run, self._first = run, run.first
         self._spoiled = int(spoiled(state))  # such as the -inf of a mask: not ours to judge
-        self._take(state, run.step)
+        self._take(state, run.step, time.perf_counter())
 
     def is_finite(self, state: State, step: int, *, thoroughly: bool = False) -> bool:
         """Returns whether a state is finite, as far as the losses tell.
@@ -45,13 +46,14 @@ class Watch:
             step: The number of finished steps.
             thoroughly: Whether to look at the parameters as well, which costs a pass over them.
         """
-        if not np.isfinite((state.loss, state.window.loss)).all():
+        if not _has_finite_losses(state):
             return False
-        due = time.perf_counter() - self._taken > self._cost / _SHARE
+        begun = time.perf_counter()
+        due = begun - self._taken > self._cost / _SHARE
         if (thoroughly or due) and int(spoiled(state)) > self._spoiled:
             return False
         if due:
-            self._take(state, step)
+            self._take(state, step, begun)
         return True
 
     def find(self, state: State, step: int) -> tuple[Divergence, State, dict[str, Any]] | None:
@@ -70,7 +72,7 @@ class Watch:
             found = find(self._plan, feed, self._snapshot, self._step, step, self._first)
             if found is not None:
                 return *found, feed.state_at(found[0].step)
-        if np.isfinite((state.loss, state.window.loss)).all():
+        if _has_finite_losses(state):
             self._spoiled = int(spoiled(state))
             return None
         batch = self._step - self._first
@@ -81,9 +83,12 @@ class Watch:
         found = Divergence(self._step, batch, what, [], [], self._first, self._epoch)
         return found, self._snapshot.restored(), self._data
 
-    def _take(self, state: State, step: int) -> None:
-        begun = time.perf_counter()
+    def _take(self, state: State, step: int, begun: float) -> None:
         self._snapshot, self._step = Snapshot(state), step
         self._data, self._epoch = self._feed.state_at(step), self._run.epoch
         self._taken = time.perf_counter()
         self._cost = self._taken - begun
+
+
+def _has_finite_losses(state: State) -> bool:
+    return bool(np.isfinite(jax.device_get((state.loss, state.window.loss))).all())
