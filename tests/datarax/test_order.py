@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from grain.experimental import index_shuffle as grain_index_shuffle
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from datarax import order
 from datarax.order import index_shuffle
@@ -52,12 +50,12 @@ def test_a_permutation_where_grains_is_none(num_records):
     assert last not in grain  # the reason for the difference: Grain never visits the last record
 
 
-@settings(deadline=None, max_examples=15)
-@given(num_records=st.integers(1, 5000), seed=st.integers(0, 2**32 - 1))
-def test_a_permutation_of_any_length(num_records, seed):
+@pytest.mark.parametrize("num_records", [2, 7, 100, 257, 4999])
+def test_a_permutation_of_any_length(num_records):
     index = np.arange(num_records)
-    shuffled = index_shuffle(index, num_records=num_records, seed=seed)
-    np.testing.assert_array_equal(np.sort(np.asarray(shuffled)), index)
+    for seed in [0, 2**32 - 1, *np.random.default_rng(num_records).integers(0, 2**32, 20)]:
+        shuffled = index_shuffle(index, num_records=num_records, seed=seed)
+        np.testing.assert_array_equal(np.sort(np.asarray(shuffled)), index)
 
 
 def test_neighbours_do_not_stay_together():
