@@ -24,6 +24,12 @@ _ARRAYS = ("model", "training")
 _UNFINISHED, _REPLACED = ".orbax-checkpoint-tmp", "replaced-"
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Returns a path that stays the same wherever the process goes; Orbax takes no other."""
+    path = epath.Path(path)
+    return path if "://" in os.fspath(path) else path.absolute()
+
+
 class DamagedError(Exception):
     """A checkpoint cannot be read whole; the message says why."""
 
@@ -38,7 +44,7 @@ class Store:
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
-        self.directory = epath.Path(directory)
+        self.directory = absolute(directory)
         self._writes = keep is not None
         if self._writes:
             self.directory.mkdir(parents=True, exist_ok=True)

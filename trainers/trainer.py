@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metrics as clu
-from etils import epath
 from flax import nnx
 
 from datarax import Pipeline
@@ -30,6 +29,7 @@ from trainers.profile import expect_profile
 from trainers.result import Result
 from trainers.state import State, strong
 from trainers.step import Objective, Update
+from trainers.store import absolute
 from trainers.streams import StreamBatches, as_batches
 from trainers.writers import Writer
 
@@ -195,8 +195,8 @@ class Trainer:
             eval_every=eval_every or self.steps_per_epoch or self.steps,
             callbacks=tuple(callbacks),
             checkpoint=checkpoint,
-            workdir=None if workdir is None else epath.Path(workdir),
-            init_from=None if init_from is None else epath.Path(init_from),
+            workdir=None if workdir is None else absolute(workdir),
+            init_from=None if init_from is None else absolute(init_from),
             writers=tuple(writers or ()),
             resume_data=resume_data,
             profile=profile,

@@ -189,3 +189,10 @@ def test_an_exception_leaves_whole_checkpoints(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
     assert_same(failing.model, trainer(None, steps=9).fit().model)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_workdir_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = trainer("runs/one").fit()
+    assert_same(load("runs/one", Normed()), result.model)
+    assert trainer("runs/one").fit().step == result.step

@@ -2,9 +2,12 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -178,3 +181,25 @@ def test_a_browser_shows_it_without_an_error_a_request_or_a_sideways_scroll(run,
     assert seen["images"]
     assert seen["smallest"] >= 9  # pixels
     assert "CONSOLE" not in done.stderr
+
+
+def test_without_a_workdir_nothing_is_written(tmp_path):
+    script = (
+        "from tests.support.models import MLP, labelled\n"
+        "from trainers import Trainer\n"
+        "source = labelled(20)\n"
+        "result = Trainer(MLP(), source, batch_size=8, eval_source=source).fit()\n"
+        "print(result.status)\n"
+    )
+    root = Path(__file__).parents[2]
+    places = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, **places, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.endswith("finished\n"), done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
