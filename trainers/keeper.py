@@ -125,7 +125,7 @@ class Keeper:
         run.step, run.reported, run.first = saved["step"], saved["reported"], saved["first"]
         run.history[:], run.stopped = saved["history"], saved["stopped"]
         run.epoch = saved["epoch"]
-        self._saved, self._data = run.step, data
+        self._saved, self._data = (run.step, run.reported), data
         instead = ", not from init_from" if self._plan.init_from is not None else ""
         logger.info("Going on from step %d in %s%s.", run.step, self._plan.workdir, instead)
         state = _with_arrays(state, arrays, self._plan.update.wrt)

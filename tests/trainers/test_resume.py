@@ -105,10 +105,13 @@ def _striking(evaluation, number=signal.SIGTERM):
 
 def test_a_finished_run_is_not_run_again(tmp_path, whole):
     trainer(tmp_path).fit()
+    saved = (tmp_path / "checkpoints" / "20").stat()
     calls = []
     result = trainer(tmp_path, callbacks=[calls.append]).fit()
     _assert_whole(result, tmp_path, whole)
     assert calls == []
+    trainer(tmp_path, steps=21, checkpoint=Checkpoints(every=4, keep=9)).fit()
+    assert (tmp_path / "checkpoints" / "20").stat().st_ino == saved.st_ino  # nor saved again
 
 
 def test_what_may_change_freely(tmp_path, whole):
