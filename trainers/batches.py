@@ -95,25 +95,7 @@ class Batches:
 
         The last batch of an epoch is filled up with records of the same epoch that do not count.
         """
-        return self.rows_of(self.span(data, t)[0], stages, t)
-
-    def span(self, data: Any, t: jax.Array) -> tuple[Any, jax.Array]:
-        """Returns what `rows_of` reads from step `t` on, and the step up to which it does.
-
-        A span is the full batches of an epoch, or its last batch where that is not full: in all of
-        it the order and the number of records that count are the same.
-        """
-        arrays, key, first = data
-        epoch, step = (t - first) // self.steps_per_epoch, (t - first) % self.steps_per_epoch
-        full, rest = divmod(self.length, self.batch_size)
-        begin = first + epoch * self.steps_per_epoch
-        count = jnp.where(step < full, self.batch_size, rest)
-        end = begin + jnp.where(step < full, full, self.steps_per_epoch)
-        return (arrays, key, begin, epoch, count), end
-
-    def rows_of(self, span: Any, stages: nnx.State, t: jax.Array):
-        """Returns what `rows` returns, of the data of a span."""
-        _, batch, valid, stages = self.form(span, stages, t)
+        _, batch, valid, stages = self.form(data, stages, t)
         return batch, valid, stages
 
     def records(self, t: int) -> np.ndarray:
@@ -136,17 +118,19 @@ class Batches:
         values = np.asarray(self._columns[name])
         return int(values.min()), int(values.max())
 
-    def form(self, span: Any, stages: nnx.State, t: jax.Array):
-        """Returns the batch before the stages, and what `rows_of` returns."""
-        arrays, key, begin, epoch, count = span
+    def form(self, data: Any, stages: nnx.State, t: jax.Array):
+        """Returns the batch before the stages, and what `rows` returns."""
+        arrays, key, first = data
+        t = t - first
         source = nnx.merge(self._source, arrays)
-        start = (t - begin).astype(jnp.uint32) * np.uint32(self.batch_size)
+        epoch = t // self.steps_per_epoch
+        start = (t % self.steps_per_epoch).astype(jnp.uint32) * np.uint32(self.batch_size)
         stored = source.get_batch_at(start, self.batch_size, order.epoch_key(source.seed, epoch))
-        place = jnp.arange(self.batch_size, dtype=jnp.uint32)
+        position = start + jnp.arange(self.batch_size, dtype=jnp.uint32)
         graph = nnx.merge(self._stages, stages, copy=True)
         epochs = jnp.full(self.batch_size, epoch, jnp.uint32)
-        batch = graph(stored, key, epochs, start + place)
-        return stored, batch, place < count.astype(jnp.uint32), nnx.state(graph)
+        batch = graph(stored, key, epochs, position)
+        return stored, batch, position < np.uint32(self.length), nnx.state(graph)
 
 
 class Feed:
@@ -191,9 +175,7 @@ def formed_spec(batches: Any) -> tuple[dict[str, Any], set[str]]:
     unchanged: set[str] = set()
 
     def look(data, stages):
-        stored, batch, _, _ = batches.form(
-            batches.span(data, jnp.int32(0))[0], stages, jnp.int32(0)
-        )
+        stored, batch, _, _ = batches.form(data, stages, jnp.int32(0))
         if not isinstance(batch, dict):
             raise TypeError(
                 f"The last stage returns a {type(batch).__name__}: expected a dict of columns."

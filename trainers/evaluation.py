@@ -38,9 +38,9 @@ class Evaluator:
             rest: Its other variables.
         """
         if self._loop is None:
-            step = evaluation_step(definition, self._objective, self._batches.rows_of)
+            step = evaluation_step(definition, self._objective, self._batches.rows)
             data = (params, rest, self._batches.data)
-            self._loop = Loop(step, self._start(), data, span=self._span)
+            self._loop = Loop(step, self._start(), data)
 
     def __call__(
         self,
@@ -72,11 +72,6 @@ class Evaluator:
                     jax.block_until_ready(state)
                 t = stop
         return {name: float(value) for name, value in state[0].compute().items()}
-
-    def _span(self, data, t):
-        params, rest, columns = data
-        span, end = self._batches.span(columns, t)
-        return (params, rest, span), end
 
     def _start(self):
         return Window.empty(self._objective.metrics), strong(self._batches.stages)

@@ -10,7 +10,6 @@ import numpy as np
 from jax.extend import core
 
 Step = Callable[[Any, Any, jax.Array], Any]
-Span = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
 
 
 class Loop:
@@ -29,9 +28,6 @@ class Loop:
         step: `(state, data, t) -> state`, pure, with `t` an `int32` scalar.
         state: The first state, or one of its shapes and dtypes.
         data: What the steps read.
-        span: `(data, t) -> data, end`, traceable: what the steps from `t` up to `end` read. What
-            is the same for all of them, such as an epoch's keys, is computed once for a span.
-            None: the data, for all steps.
         goes_on: `state -> bool`, traceable, asked before each step: a compiled run ends early where
             it is False. Steps that are called from Python go on.
 
@@ -40,25 +36,16 @@ class Loop:
     """
 
     def __init__(
-        self,
-        step: Step,
-        state: Any,
-        data: Any,
-        *,
-        span: Span | None = None,
-        goes_on: Callable[[Any], Any] = lambda _: True,
+        self, step: Step, state: Any, data: Any, goes_on: Callable[[Any], Any] = lambda _: True
     ):
-        span = span or (lambda data, _: (data, jnp.int32(2**31 - 1)))
-        step, zero = jax.jit(step), jnp.int32(0)
-        traced = step.trace(state, jax.eval_shape(span, data, zero)[0], zero)
+        step = jax.jit(step, donate_argnums=0)
+        traced = step.trace(state, data, jnp.int32(0))
         self.from_python = jax.default_backend() == "cpu" and _has_convolution(traced.jaxpr.jaxpr)
-        # Inside the programs the step is found already traced.
-        if self.from_python:
-            single = jax.jit(functools.partial(_single, step, span), donate_argnums=0)
-            self._traced = single.trace(state, data, zero)
-        else:
-            chunk = jax.jit(functools.partial(_chunk, step, span, goes_on), donate_argnums=0)
-            self._traced = chunk.trace(state, data, zero, zero)
+        if not self.from_python:
+            # Inside the loop the step is found already traced.
+            chunk = jax.jit(functools.partial(_chunk, step, goes_on), donate_argnums=0)
+            traced = chunk.trace(state, data, jnp.int32(0), jnp.int32(0))
+        self._traced = traced
 
     @functools.cached_property
     def program(self) -> jax.stages.Compiled:
@@ -79,25 +66,16 @@ class Loop:
         return state
 
 
-def _single(step, span, state, data, t):
-    return step(state, span(data, t)[0], t)
-
-
-def _chunk(step, span, goes_on, state, data, start, stop):
-    def whole_span(carry):
+def _chunk(step, goes_on, state, data, start, stop):
+    def body(carry):
         t, state = carry
-        inner, end = span(data, t)
-        end = jnp.minimum(end, stop)
-        return jax.lax.while_loop(
-            lambda carry: (carry[0] < end) & goes_on(carry[1]),
-            # What does not change in this loop, XLA computes before it.
-            lambda carry: (carry[0] + 1, step(carry[1], inner, carry[0])),
-            (t, state),
-        )
+        return t + 1, step(state, data, t)
 
-    return jax.lax.while_loop(
-        lambda carry: (carry[0] < stop) & goes_on(carry[1]), whole_span, (start, state)
-    )[1]
+    def condition(carry):
+        t, state = carry
+        return (t < stop) & goes_on(state)
+
+    return jax.lax.while_loop(condition, body, (start, state))[1]
 
 
 def _has_convolution(jaxpr: core.Jaxpr) -> bool:

@@ -34,13 +34,12 @@ def loop(
         goes_on: As in `Loop`; None: while the loss is finite.
     """
     definition = split(plan.model, plan.update.wrt, training=True)[0]
-    step = train_step(definition, plan.objective, plan.update, rows or plan.batches.rows_of)
-    options = {"span": None if rows else plan.batches.span, "goes_on": goes_on or _finite}
-    traced = Loop(around(step), state, data, **options)
+    step = train_step(definition, plan.objective, plan.update, rows or plan.batches.rows)
+    traced = Loop(around(step), state, data, goes_on or _finite)
     if traced.from_python and plan.update.accumulate > 1:
         # The slices' own loop would be as slow as the steps'.
         unrolled = functools.partial(step, unroll=True)
-        traced = Loop(around(unrolled), state, data, **options)
+        traced = Loop(around(unrolled), state, data, goes_on or _finite)
     return traced
 
 

@@ -70,16 +70,10 @@ class StreamBatches:
         places = _struct(shape, jnp.uint32)
         return columns, _struct(shape, bool), places, _struct((), jnp.uint32), self.key, _START
 
-    def span(self, data: Any, t: jax.Array) -> tuple[Any, jax.Array]:
-        """Returns the data: it serves all steps of its block."""
-        return data, jnp.int32(2**31 - 1)
-
     def rows(self, data: Any, stages: nnx.State, t: jax.Array):
         """Returns batch `t`, which of its records count, and the stages' variables; traceable."""
         _, batch, valid, stages = self.form(data, stages, t)
         return batch, valid, stages
-
-    rows_of = rows
 
     def form(self, data: Any, stages: nnx.State, t: jax.Array):
         """Returns the batch before the stages, and what `rows` returns."""
