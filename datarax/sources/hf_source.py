@@ -9,11 +9,11 @@ from flax import nnx
 
 from datarax import hub
 from datarax.columns import Columns, load_columns
-from datarax.errors import expect_between
 from datarax.fingerprint import fingerprint_dataset
 from datarax.sources.base import EagerSourceBase, SourceConfigBase
 from datarax.sources.hf_streaming import HFStreamingConfig as HFStreamingConfig
 from datarax.sources.hf_streaming import HFStreamingSource as HFStreamingSource
+from datarax.sources.hf_streaming import expect_dataset_fields
 
 logger = getLogger(__name__)
 
@@ -63,19 +63,7 @@ class HFEagerConfig(SourceConfigBase):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.name or not self.split:
-            raise ValueError(
-                f"name={self.name!r}, split={self.split!r}: both are needed, as in "
-                f'{type(self).__name__}(name="mnist", split="train").'
-            )
-        if self.include_keys is not None and self.exclude_keys is not None:
-            raise ValueError(
-                "include_keys and exclude_keys exclude each other: give the columns to keep, or "
-                "those to leave out."
-            )
-        expect_between("seed", self.seed, 0, 2**32 - 1)
-        if self.on_bad_rows not in ("raise", "skip"):
-            raise ValueError(f'on_bad_rows={self.on_bad_rows!r}: expected "raise" or "skip".')
+        expect_dataset_fields(self)
 
 
 # The fields that decide which data a configuration names.

@@ -66,20 +66,8 @@ class HFStreamingConfig(SourceConfigBase):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.name or not self.split:
-            raise ValueError(
-                f"name={self.name!r}, split={self.split!r}: both are needed, as in "
-                f'{type(self).__name__}(name="c4", split="train", streaming=True).'
-            )
-        if self.include_keys is not None and self.exclude_keys is not None:
-            raise ValueError(
-                "include_keys and exclude_keys exclude each other: give the columns to keep, or "
-                "those to leave out."
-            )
-        expect_between("seed", self.seed, 0, 2**32 - 1)
+        expect_dataset_fields(self)
         expect_between("shuffle_buffer_size", self.shuffle_buffer_size, 1, MAX_RECORDS)
-        if self.on_bad_rows not in ("raise", "skip"):
-            raise ValueError(f'on_bad_rows={self.on_bad_rows!r}: expected "raise" or "skip".')
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout={self.timeout}: expected seconds, more than 0, or None.")
 
@@ -284,3 +272,24 @@ def _selected(dataset: Any, config: HFStreamingConfig) -> Any:
     if not chosen:
         raise ValueError(f"no column is left to read of {listed(names)}.")
     return dataset.select_columns(chosen)
+
+
+def expect_dataset_fields(config: Any) -> None:
+    """Raises `ValueError` unless the fields that both configurations of a dataset share can be.
+
+    Args:
+        config: A `HFEagerConfig` or a `HFStreamingConfig`.
+    """
+    if not config.name or not config.split:
+        raise ValueError(
+            f"name={config.name!r}, split={config.split!r}: both are needed, as in "
+            f'{type(config).__name__}(name="mnist", split="train").'
+        )
+    if config.include_keys is not None and config.exclude_keys is not None:
+        raise ValueError(
+            "include_keys and exclude_keys exclude each other: give the columns to keep, or "
+            "those to leave out."
+        )
+    expect_between("seed", config.seed, 0, 2**32 - 1)
+    if config.on_bad_rows not in ("raise", "skip"):
+        raise ValueError(f'on_bad_rows={config.on_bad_rows!r}: expected "raise" or "skip".')
