@@ -63,11 +63,6 @@ class Graph(nnx.Module):
         edges = zip([SOURCE, *names], names, strict=False)
         return cls(dict(zip(names, stages, strict=True)), edges, names[-1] if names else SOURCE)
 
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether any stage takes keys."""
-        return bool(self._places)
-
     def __call__(self, batch: dict[str, Any], key, epochs, positions) -> dict[str, Any]:
         """Puts a batch through the stages; traceable.
 

@@ -39,17 +39,23 @@ class Progress:
     def report(self, row: Mapping[str, float]) -> None:
         """Shows a row of metrics; lines between evaluations are at least ten seconds apart."""
         values = {name: value for name, value in row.items() if name not in ("step", "epoch")}
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{shown}  {self._rate(row['step'])}", refresh=False)
+        if self._bar is None and not self._is_due(row["step"], values):
             return
-        now = time.perf_counter()
-        last = row["step"] == self._steps
-        evaluated = any(name.startswith("eval/") for name in values)
-        if evaluated or last or now - self._said > _SECONDS_BETWEEN_LINES:
-            self._said = now
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        shown = f"{shown}  {self._rate(row['step'])}".rstrip()
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+        else:
             place = f"step {row['step']}/{self._steps}  epoch {row['epoch']:.2f}"
-            print(f"{place}  {shown}  {self._rate(row['step'])}".rstrip(), flush=True)
+            print(f"{place}  {shown}", flush=True)
+
+    def _is_due(self, step: int, values: Mapping[str, float]) -> bool:
+        """Returns whether a line is due, and notes that it is written."""
+        now = time.perf_counter()
+        evaluated = any(name.startswith("eval/") for name in values)
+        due = evaluated or step == self._steps or now - self._said > _SECONDS_BETWEEN_LINES
+        self._said = now if due else self._said
+        return due
 
     def close(self) -> None:
         """Leaves the bar as it is."""
