@@ -79,9 +79,8 @@ def load_columns(
     """
     if on_bad_rows not in ("raise", "skip"):
         raise ValueError(f"on_bad_rows={on_bad_rows!r}: expected 'raise' or 'skip'.")
-    _check(dataset)
+    names = chosen_columns(dataset, include, exclude)
     features = dataset.features
-    names = _chosen(dataset.column_names, include, exclude)
     scope = rows_of(dataset)
     kept = scope if rows is None else scope.take(_row_numbers(rows, len(dataset)))
     table = dataset.data.table
@@ -124,9 +123,12 @@ def _check(dataset: datasets.Dataset) -> None:
         raise ValueError(f"{split} is empty: there are no rows to load.")
 
 
-def _chosen(
-    names: list[str], include: Iterable[str] | None, exclude: Iterable[str] | None
+def chosen_columns(
+    dataset: datasets.Dataset, include: Iterable[str] | None, exclude: Iterable[str] | None
 ) -> list[str]:
+    """Returns the names of the columns that `load_columns` loads; it raises what that raises."""
+    _check(dataset)
+    names = dataset.column_names
     include = names if include is None else list(include)
     for name in include:
         if name not in names:

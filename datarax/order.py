@@ -183,13 +183,13 @@ def key_seed(key) -> jax.Array:
             "key=jax.random.fold_in(key, epoch) for an epoch of its own."
         )
     # threefry's key(s) is [0, s] and rbg's is [0, s, 0, s]: the other terms vanish there.
-    seed = words[1] ^ _avalanche(words[0])
+    seed = words[1] ^ avalanche(words[0])
     if words.shape == (4,):
-        seed = seed ^ _avalanche(_avalanche(words[2] ^ words[0]) + (words[3] ^ words[1]))
+        seed = seed ^ avalanche(avalanche(words[2] ^ words[0]) + (words[3] ^ words[1]))
     return seed
 
 
-def _avalanche(x):
+def avalanche(x):
     """MurmurHash3's 32-bit finalizer (Appleby, 2011): every bit spreads over all; 0 stays 0."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)

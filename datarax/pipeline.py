@@ -11,6 +11,7 @@ from flax import nnx
 
 from datarax import order
 from datarax.batch import gather, has_host, merged, parted, with_host_rows
+from datarax.canonical import Deal, expect_multiple, run_on
 from datarax.errors import expect_between
 from datarax.graph import Graph, Stage
 from datarax.sources.base import EagerSourceBase
@@ -35,10 +36,14 @@ class Pipeline(nnx.Module):
         batch_size: Records in a batch.
         rngs: Random streams of the stages' keys; None: `nnx.Rngs` of the source's seed.
         drop_remainder: Whether iterating leaves out an epoch's last batch when it is short.
+        shards: Number of canonical shards `C`: an order in which the rows of a batch can lie on any
+            number of devices that divides `C` (see `datarax.canonical`). A stream's files are dealt
+            to as many streams, which are read in step. It belongs to the order and so to the state.
 
     Raises:
         TypeError: If `source` is no source or a stage cannot be called.
-        ValueError: If `batch_size` is not positive.
+        ValueError: If `batch_size` is not positive or no multiple of `shards`, or there are fewer
+            records than `shards`.
 
     Example:
         >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(5.0)})
@@ -55,6 +60,7 @@ class Pipeline(nnx.Module):
         batch_size: int,
         rngs: nnx.Rngs | None = None,
         drop_remainder: bool = False,
+        shards: int = 1,
     ):
         if not isinstance(source, Source):
             raise TypeError(
@@ -62,11 +68,19 @@ class Pipeline(nnx.Module):
                 "HFEagerSource(config) or MemorySource(config, data)."
             )
         expect_between("batch_size", batch_size, 1, order.MAX_RECORDS)
+        expect_between("shards", shards, 1, order.MAX_RECORDS)
+        expect_multiple(batch_size, shards)
+        self.is_stream = not isinstance(source, EagerSourceBase)
+        if shards > 1:
+            if self.is_stream:
+                source = _split(source, shards)
+            else:
+                Deal(source.length, shards)  # raises where there are too few records
         self.source = source
+        self.shards = shards
         self.stages = stages if isinstance(stages, Graph) else Graph.chain(stages)
         self.batch_size = batch_size
         self.drop_remainder = drop_remainder
-        self.is_stream = not isinstance(source, EagerSourceBase)
         self._host = nnx.static(source.host_columns() if self.is_stream else ())
         self.key = nnx.Variable((nnx.Rngs(source.seed) if rngs is None else rngs)())
 
@@ -237,17 +251,22 @@ class Pipeline(nnx.Module):
         return _first(size, merged(host, batch))
 
     def _static(self):
-        return self.batch_size, self.source.length
+        return self.batch_size, self.source.length, self.shards
 
     # --- state -----------------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
         """Returns the source's state: position, order and fingerprint."""
-        return self.source.get_state()
+        return with_shards(self.source.get_state(), self.shards)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores the position; see the source's `set_state`."""
-        self.source.set_state(state)
+        """Restores the position; see the source's `set_state`.
+
+        Raises:
+            TypeError: If `state` is no dict.
+            ValueError: If it is of other data, another structure or another number of shards.
+        """
+        self.source.set_state(without_shards(state, self.shards))
 
     def __len__(self) -> int:
         """Number of batches that iterating one epoch gives."""
@@ -256,6 +275,40 @@ class Pipeline(nnx.Module):
         if self.drop_remainder:
             return self.source.length // self.batch_size
         return order.steps_per_epoch(self.source.length, self.batch_size)
+
+
+def with_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
+    """Returns a source's state with the canonical shards of its order."""
+    if shards == 1 or "streams" in state["order"]:  # which a stream counts itself
+        return state
+    return state | {"order": state["order"] | {"shards": shards}}
+
+
+def without_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
+    """Returns the source's state that `with_shards` was given.
+
+    Raises:
+        ValueError: If it is of another number of shards.
+    """
+    if not isinstance(state, dict) or not isinstance(state.get("order"), dict):
+        return state  # the source says what is wrong with it
+    rest = {name: value for name, value in state["order"].items() if name != "shards"}
+    given = state["order"].get("shards", 1)
+    if "streams" not in rest and given != shards:
+        raise ValueError(
+            f"The state is of an order with shards={given}, this one has shards={shards}: write "
+            f"shards={given}, or begin anew with reset()."
+        )
+    return state | {"order": rest}
+
+
+def _split(source, shards):
+    if not isinstance(source, StreamingSourceBase):
+        raise ValueError(
+            f"shards={shards}, but a {type(source).__name__} has no files to deal out: write "
+            "shards=1."
+        )
+    return source.split(shards)
 
 
 def _first(size, batch):
@@ -271,9 +324,9 @@ def _advance(epoch, index, size, length):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _step(static, state, epoch, index, data):
-    size, length, definition = static
+    size, length, shards, definition = static
     columns, seed, key = data
-    records = order.run_on(epoch, index, size, num_records=length, seed=seed)
+    records = run_on(epoch, index, size, num_records=length, seed=seed, shards=shards)
     position = index.astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
     epochs = epoch.astype(jnp.uint32) + position // np.uint32(length)
     stages = nnx.merge(definition, state, copy=True)
@@ -290,14 +343,15 @@ def _stage(definition, state, batch, key, epoch, places):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scan(static, start, data):
-    step_fn, length, carries, (size, num_records), definition = static
+    step_fn, length, carries, sizes, definition = static
+    size, num_records, _ = sizes
 
     def body(carry, _):
         state, epoch, index, user = carry
         stages, modules = nnx.merge(definition, state, copy=True)
         stages_definition, stages_state = nnx.split(stages)
         batch, stages_state, _ = _step(
-            (size, num_records, stages_definition), stages_state, epoch, index, data
+            (*sizes, stages_definition), stages_state, epoch, index, data
         )
         nnx.update(stages, stages_state)
         if carries:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
@@ -34,6 +34,9 @@ class EagerSourceBase(DataraxModule):
     Args:
         config: The subclass's configuration.
         data: Nested dict of columns: arrays of shape `(n, ...)` or `HostColumn`s of shape `(n,)`.
+            Or a function that returns it, called when a column is first asked for; `length` and
+            `fingerprint` must be given then.
+        length: The number of records, where `data` is a function.
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order, from 0 to 2**32 - 1.
         fingerprint: Fingerprint of the data's content; computed from `data` where None.
@@ -56,8 +59,9 @@ class EagerSourceBase(DataraxModule):
     def __init__(
         self,
         config: DataraxModuleConfig,
-        data: dict[str, Any],
+        data: dict[str, Any] | Callable[[], dict[str, Any]],
         *,
+        length: int | None = None,
         shuffle: bool = False,
         seed: int = 42,
         fingerprint: str | None = None,
@@ -67,8 +71,11 @@ class EagerSourceBase(DataraxModule):
     ):
         super().__init__(config, rngs=rngs, name=name)
         expect_between("seed", seed, 0, 2**32 - 1)
-        self._columns = nnx.data(data)
-        self.length = _common_length(data)
+        # A dict that all clones share, so that columns are loaded and placed once.
+        self._columns = nnx.data({} if callable(data) else data)
+        self._load = nnx.static(data if callable(data) else None)
+        self._placements = nnx.static(_Placements())
+        self.length = _common_length(data) if length is None else length
         self.index = nnx.Variable(0)
         self.epoch = nnx.Variable(0)
         self._shuffle = shuffle
@@ -80,17 +87,36 @@ class EagerSourceBase(DataraxModule):
     # --- the data --------------------------------------------------------------------------------
 
     @property
+    def columns(self) -> dict[str, Any]:
+        """All columns where they are: NumPy arrays until `data` is touched, then JAX arrays."""
+        if not self._columns:
+            self._columns.update(self._load())
+        return self._columns
+
+    @property
     def data(self) -> dict[str, Any]:
         """All columns: JAX arrays of shape `(length, ...)`, and `HostColumn`s for what cannot be.
 
         They move to the default device when this is first touched; until then they are host memory.
         """
-        _place(self._columns)
+        _place(self.columns)
         return self._columns
+
+    def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns some rows as NumPy arrays; host columns stay whole.
+
+        Args:
+            rows: Row numbers, integers of shape `(k,)`.
+        """
+        return jax.tree.map(
+            lambda column: column if isinstance(column, HostColumn) else np.asarray(column)[rows],
+            self.columns,
+            is_leaf=lambda column: isinstance(column, HostColumn),
+        )
 
     def host_columns(self) -> tuple[HostColumn, ...]:
         """Returns the columns that are no arrays, nested ones too."""
-        nodes = jax.tree.leaves(self._columns, is_leaf=lambda x: isinstance(x, HostColumn))
+        nodes = jax.tree.leaves(self.columns, is_leaf=lambda x: isinstance(x, HostColumn))
         return tuple(node for node in nodes if isinstance(node, HostColumn))
 
     def collect_to_array(self, sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
@@ -99,8 +125,22 @@ class EagerSourceBase(DataraxModule):
         Args:
             sharding: Where to place them; None: the default device, without another copy.
         """
-        columns = _without_host(self.data if sharding is None else self._columns)
-        return columns if sharding is None else jax.device_put(columns, sharding)
+        source = self if sharding is None else self.placed_on(sharding)
+        return _without_host(source.data)
+
+    def placed_on(self, sharding: jax.sharding.Sharding) -> Self:
+        """Returns a clone whose array columns are on the devices of `sharding`.
+
+        A device that holds a column already is not given it again, neither by a second call.
+
+        Args:
+            sharding: Where to place them; its devices may belong to several processes.
+        """
+        if sharding not in self._placements:
+            self._placements[sharding] = _placed(self.columns, sharding)
+        clone = self.clone()
+        clone._columns = nnx.data(self._placements[sharding])
+        return clone
 
     def __len__(self) -> int:
         return self.length
@@ -112,7 +152,7 @@ class EagerSourceBase(DataraxModule):
         """
         return jax.tree.map(
             lambda column: jax.ShapeDtypeStruct(column.shape[1:], column.dtype),
-            self._columns,
+            self.columns,
             is_leaf=lambda column: isinstance(column, HostColumn),
         )
 
@@ -184,7 +224,7 @@ class EagerSourceBase(DataraxModule):
         seed = order.key_seed(key) if self.is_random_order else None
         if isinstance(start, (int, np.integer)):
             start = int(start) % self.length
-        if _traced(start, seed, *jax.tree.leaves(self._columns)):
+        if _traced(start, seed, *jax.tree.leaves(self.columns)):
             records = order.window(start, size, num_records=self.length, seed=seed)
             return gather(self.data, records)
         rows, records = _window(self.data, start, seed, size, self.length)
@@ -235,9 +275,9 @@ class EagerSourceBase(DataraxModule):
         return self._with_host_rows(rows, records)
 
     def _with_host_rows(self, rows, records):
-        if not has_host(self._columns):
+        if not has_host(self.columns):
             return rows
-        return with_host_rows(rows, self._columns, np.asarray(records))
+        return with_host_rows(rows, self.columns, np.asarray(records))
 
     # --- position and state ----------------------------------------------------------------------
 
@@ -337,6 +377,44 @@ def _place(columns):
                 columns[name] = jnp.asarray(column)
 
 
+class _Placements(dict):
+    """Columns by the sharding they are placed by; static to JAX, and equal only if identical."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def _placed(columns, sharding):
+    """Returns columns on other devices; `columns` gives up its host memory for the first of them.
+
+    Only where a device of this process holds all rows: it serves as `data` from then on.
+    """
+    placed = {}
+    for name, column in columns.items():
+        if isinstance(column, dict):
+            placed[name] = _placed(column, sharding)
+        elif isinstance(column, HostColumn):
+            placed[name] = column
+        else:
+            parts = sharding.addressable_devices_indices_map(column.shape)
+            arrays = [_part(column, device, index) for device, index in parts.items()]
+            placed[name] = jax.make_array_from_single_device_arrays(column.shape, sharding, arrays)
+            own = jax.local_devices()[0]
+            whole = [a for a in arrays if a.devices() == {own} and a.shape == column.shape]
+            columns[name] = whole[0] if whole else column
+    return placed
+
+
+def _part(column, device, index):
+    if isinstance(column, jax.Array) and column.devices() == {device}:
+        part = column if column.size == 0 else column[index]
+        return column if part.shape == column.shape else part
+    return jax.device_put(np.asarray(column)[index], device)
+
+
 def _without_host(columns):
     return {
         name: _without_host(column) if isinstance(column, dict) else column
@@ -368,8 +446,14 @@ def _read_position(state, length) -> tuple[int, int, bool, int]:
     try:
         expect_between("epoch", state["epoch"], 0, 2**31 - 1)
         expect_between("index", state["index"], 0, length)
+        if state["order"].keys() != {"shuffle", "seed"}:
+            shards = state["order"].get("shards")
+            raise ValueError(
+                f"its order is {state['order']}, not one of shuffle and seed. "
+                f"Restore it with Pipeline(..., shards={shards})."
+            )
         shuffle, seed = bool(state["order"]["shuffle"]), state["order"]["seed"]
         expect_between("seed", seed, 0, 2**32 - 1)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The state is not one that get_state() returned: {error}") from error
     return int(state["epoch"]), int(state["index"]), shuffle, int(seed)

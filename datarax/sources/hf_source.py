@@ -1,14 +1,17 @@
 """Hugging Face datasets as sources: the whole split as arrays on the device."""
 
 import dataclasses
+from collections.abc import Callable
 from logging import getLogger
 from typing import Any
 
 import datasets
+import jax
+import numpy as np
 from flax import nnx
 
 from datarax import hub
-from datarax.columns import Columns, load_columns
+from datarax.columns import Columns, chosen_columns, load_columns
 from datarax.fingerprint import fingerprint_dataset
 from datarax.sources.base import EagerSourceBase, SourceConfigBase
 from datarax.sources.hf_streaming import HFStreamingConfig as HFStreamingConfig
@@ -81,9 +84,16 @@ _DATA_FIELDS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Loaded:
-    """A split's columns and what is known of where they came from."""
+    """A split's columns and what is known of where they came from.
 
-    columns: Columns
+    Where several processes run, each may need other rows: then `read` loads some or all (None) when
+    they are asked for, and `columns` is None.
+    """
+
+    columns: Columns | None
+    read: Callable[[np.ndarray | None], Columns] | None
+    length: int
+    features: datasets.Features
     fingerprint: str
     info: datasets.DatasetInfo
     revision: str | None
@@ -143,9 +153,11 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
         _loaded: _Loaded | None = None,
     ):
         loaded = _load(config) if _loaded is None else _loaded
+        columns = loaded.columns
         super().__init__(
             config,
-            loaded.columns.data,
+            (lambda: loaded.read(None).data) if columns is None else columns.data,
+            length=loaded.length,
             shuffle=config.shuffle,
             seed=config.seed,
             fingerprint=loaded.fingerprint,
@@ -154,7 +166,7 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
             name=name or f"{type(self).__name__}({config.name}:{config.split})",
         )
         self._loaded = nnx.static(loaded)
-        self._skipped.set_value(loaded.columns.skipped)
+        self._skipped.set_value(0 if columns is None else columns.skipped)
 
     @classmethod
     def from_dataset(
@@ -218,7 +230,13 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
     @property
     def features(self) -> datasets.Features:
         """The features of the columns that were loaded."""
-        return self._loaded.columns.features
+        return self._loaded.features
+
+    def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns some rows as NumPy arrays, read from Arrow where not all are loaded yet."""
+        if self._loaded.read is None or self._columns:
+            return super().host_rows(rows)
+        return self._loaded.read(rows).data
 
     def get_dataset_info(self) -> datasets.DatasetInfo:
         """Returns the dataset's `datasets.DatasetInfo`: description, features, licence."""
@@ -253,12 +271,21 @@ def _load(config: HFEagerConfig) -> _Loaded:
 
 
 def _columns_of(dataset, config, revision) -> _Loaded:
-    columns = load_columns(
-        dataset,
-        include=config.include_keys,
-        exclude=config.exclude_keys,
-        on_bad_rows=config.on_bad_rows,
-    )
+    options = {
+        "include": config.include_keys,
+        "exclude": config.exclude_keys,
+        "on_bad_rows": config.on_bad_rows,
+    }
+    names = chosen_columns(dataset, config.include_keys, config.exclude_keys)
+    # Which rows are skipped, and so the length, is known only when all are read.
+    waits = jax.distributed.is_initialized() and config.on_bad_rows == "raise"
+    columns = None if waits else load_columns(dataset, **options)
     return _Loaded(
-        columns, fingerprint_dataset(dataset, list(columns.data)), dataset.info, revision
+        columns=columns,
+        read=(lambda rows: load_columns(dataset, rows=rows, **options)) if waits else None,
+        length=len(dataset) if columns is None else columns.length,
+        features=datasets.Features({name: dataset.features[name] for name in names}),
+        fingerprint=fingerprint_dataset(dataset, names),
+        info=dataset.info,
+        revision=revision,
     )

@@ -1,0 +1,211 @@
+"""Canonical shards: the records of a source dealt to a fixed number of shards.
+
+Position `p` of an epoch is slot `p // C` of shard `p % C`. The records are dealt to the shards
+once, pseudo-randomly, and each shard is permuted anew in every epoch. `C` belongs to the run, not
+to its devices: any number of devices that divides `C` gives the same batches, and a device needs
+only the rows of its own shards for its part of a batch.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from datarax import order
+from datarax.errors import listed
+from datarax.host import HostColumn
+
+_ROUNDS = 6
+_LEAST_BITS = 8  # of the cipher's block: a smaller one does not mix
+_DEAL_SEED = 0  # the deal is the same for every run
+
+
+@dataclasses.dataclass(frozen=True)
+class Deal:
+    """How records are dealt to canonical shards, and the order of each shard.
+
+    Args:
+        num_records: Number of records, from `shards` to 2**31.
+        shards: Number of canonical shards, `C`.
+        shuffle: Whether they are dealt pseudo-randomly; otherwise record `r` is dealt to shard
+            `r % C`, so that positions in stored order are the records.
+
+    Raises:
+        ValueError: If there are fewer records than shards.
+
+    Example:
+        >>> deal = Deal(10, 4)
+        >>> sorted(int(r) for shard in range(4) for r in deal.rows(shard))
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+
+    num_records: int
+    shards: int
+    shuffle: bool = True
+
+    def __post_init__(self):
+        if self.num_records < self.shards:
+            raise ValueError(
+                f"shards={self.shards}, but there are {self.num_records} records: a shard needs "
+                "one at least. Use fewer shards."
+            )
+
+    @property
+    def slots(self) -> int:
+        """The number of slots of the longest shard, `ceil(num_records / shards)`."""
+        return -(-self.num_records // self.shards)
+
+    def size(self, shard):
+        """Returns the number of records of a shard: they differ by one at most; traceable."""
+        least, more = divmod(self.num_records, self.shards)
+        return np.uint32(least) + (jnp.asarray(shard) < more).astype(jnp.uint32)
+
+    def rows(self, shard: int) -> np.ndarray:
+        """Returns the records of a shard, int64 of shape `(size,)`, in the order it holds them."""
+        position = np.arange(shard, self.num_records, self.shards)
+        return np.asarray(self._dealt(position)).astype(np.int64)
+
+    def place(self, shard, slot, seed=None) -> jax.Array:
+        """Returns which of a shard's records is in a slot; traceable, elementwise.
+
+        Args:
+            shard: Shards, integers of any shape.
+            slot: Slots, integers that broadcast against `shard`; past the shard's end they wrap.
+            seed: The epoch's seed, `uint32` that broadcasts; None: the order that `rows` has.
+
+        Returns:
+            `int32` array of places, each less than the shard's size.
+        """
+        shard, slot = (jnp.asarray(x).astype(jnp.uint32) for x in (shard, slot))
+        size = self.size(shard)
+        slot = slot % size
+        if seed is None or self.slots == 1:
+            return slot.astype(jnp.int32)
+        return _permuted(slot, size, _key(seed, shard), self.slots).astype(jnp.int32)
+
+    def record(self, position, seed=None) -> jax.Array:
+        """Returns the record at each position of an epoch; traceable, elementwise.
+
+        Args:
+            position: Positions, integers; from `num_records` on a shard's first slots come again.
+            seed: The epoch's seed, `uint32` that broadcasts; None: the stored order.
+
+        Returns:
+            `int32` array of records.
+        """
+        position = jnp.asarray(position).astype(jnp.uint32)
+        count = np.uint32(self.shards)
+        shard = position % count
+        place = self.place(shard, position // count, seed).astype(jnp.uint32)
+        return self._dealt(place * count + shard).astype(jnp.int32)
+
+    def _dealt(self, position):
+        if not self.shuffle:
+            return position
+        return order.index_shuffle(position, num_records=self.num_records, seed=_DEAL_SEED)
+
+
+def run_on(epoch, index, size: int, *, num_records: int, seed=None, shards: int = 1) -> jax.Array:
+    """Returns what `order.run_on` does, of an order with canonical shards.
+
+    Args:
+        epoch: The epoch, an integer, concrete or traced.
+        index: Position within it, from 0 to `num_records`.
+        size: How many records, a Python int.
+        num_records: Records in an epoch.
+        seed: The source's seed, or None for the stored order.
+        shards: Number of canonical shards; 1: the source's own order.
+
+    Returns:
+        `int32` array of shape `(size,)`.
+    """
+    if shards == 1:
+        return order.run_on(epoch, index, size, num_records=num_records, seed=seed)
+    position = jnp.asarray(index).astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
+    epochs = jnp.asarray(epoch).astype(jnp.uint32) + position // np.uint32(num_records)
+    seeds = None if seed is None else order.epoch_seed(seed, epochs)
+    deal = Deal(num_records, shards, shuffle=seed is not None)
+    return deal.record(position % np.uint32(num_records), seeds)
+
+
+def deal_out(source: Any, deal: Deal, sharding: jax.sharding.NamedSharding) -> dict[str, Any]:
+    """Returns a source's columns dealt to canonical shards, on the devices of `sharding`.
+
+    A process reads only the rows of the shards that its devices hold.
+
+    Args:
+        source: An eager source.
+        deal: The deal.
+        sharding: Spreads the first axis, the shards, over devices.
+
+    Returns:
+        Nested dict of arrays of shape `(shards, slots, ...)`, and host columns as the source has
+        them. The last slot of a shorter shard repeats its first record.
+    """
+    parts = sharding.addressable_devices_indices_map((deal.shards,))
+    own = sorted({shard for (part,) in parts.values() for shard in range(deal.shards)[part]})
+    rows = [np.resize(deal.rows(shard), deal.slots) for shard in own]
+
+    def placed(column):
+        if isinstance(column, HostColumn):
+            return column
+        column = column.reshape(len(own), deal.slots, *column.shape[1:])
+
+        def part(index):  # of consecutive shards
+            shards = range(deal.shards)[index[0]]
+            first = own.index(shards[0])
+            return column[first : first + len(shards)]
+
+        shape = (deal.shards, *column.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    columns = source.host_rows(np.concatenate(rows))
+    return jax.tree.map(placed, columns, is_leaf=lambda x: isinstance(x, HostColumn))
+
+
+def expect_multiple(batch_size: int, shards: int) -> None:
+    """Raises `ValueError` unless every batch holds as many records of each shard."""
+    if batch_size % shards:
+        near = sorted({max(1, batch_size // shards) * shards, -(-batch_size // shards) * shards})
+        raise ValueError(
+            f"batch_size={batch_size} is no multiple of shards={shards}: each batch holds as many "
+            f"records of every shard. Write batch_size={listed(near)}, or another shards."
+        )
+
+
+def _key(seed, shard):
+    """Returns 32 bits that differ for each epoch and shard."""
+    seed = order.avalanche(jnp.asarray(seed).astype(jnp.uint32) ^ np.uint32(0x5BD1E995))
+    return order.avalanche(seed + shard * np.uint32(0x9E3779B1))
+
+
+def _permuted(slot, size, key, longest):
+    """Permutes `slot` within `size`: an alternating Feistel network over the smallest block.
+
+    Unlike Grain's cipher, whose block has 16 bits at least, it is cheap for a short shard: few
+    values fall outside and are encrypted again (Black and Rogaway, 2002).
+    """
+    bits = max((longest - 1).bit_length(), _LEAST_BITS)
+    right_bits = bits - bits // 2
+    left_mask, right_mask = (np.uint32((1 << n) - 1) for n in (bits // 2, right_bits))
+    keys = [order.avalanche(key + np.uint32(0x9E3779B9 * (i + 1) % 2**32)) for i in range(_ROUNDS)]
+
+    def encrypt(value):
+        left, right = value >> np.uint32(right_bits), value & right_mask
+        for even, odd in zip(keys[::2], keys[1::2], strict=True):
+            left = left ^ (
+                order.avalanche((right ^ even) * np.uint32(0x9E3779B1) + odd) & left_mask
+            )
+            right = right ^ (
+                order.avalanche((left ^ odd) * np.uint32(0x85EBCA77) + even) & right_mask
+            )
+        return (left << np.uint32(right_bits)) | right
+
+    def walk(value):
+        return jnp.where(value >= size, encrypt(value), value)
+
+    value = encrypt(jnp.broadcast_to(slot, jnp.broadcast_shapes(slot.shape, key.shape)))
+    return lax.while_loop(lambda value: jnp.any(value >= size), walk, value)
