@@ -196,12 +196,8 @@ def _permuted(slot, size, key, longest):
     def encrypt(value):
         left, right = value >> np.uint32(right_bits), value & right_mask
         for even, odd in zip(keys[::2], keys[1::2], strict=True):
-            left = left ^ (
-                order.avalanche((right ^ even) * np.uint32(0x9E3779B1) + odd) & left_mask
-            )
-            right = right ^ (
-                order.avalanche((left ^ odd) * np.uint32(0x85EBCA77) + even) & right_mask
-            )
+            left = left ^ (order.avalanche((right ^ even) + odd) & left_mask)
+            right = right ^ (order.avalanche((left ^ odd) + even) & right_mask)
         return (left << np.uint32(right_bits)) | right
 
     def walk(value):

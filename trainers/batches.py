@@ -1,6 +1,6 @@
 """Batches by step number: batch `t` of a pipeline, formed inside the compiled program."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import datasets
@@ -10,7 +10,10 @@ import numpy as np
 from flax import nnx
 
 from datarax import HFEagerSource, HFStreamingSource, HostColumn, Pipeline, order
-from datarax.pipeline import Source
+from datarax.pipeline import Source, with_shards, without_shards
+from trainers import agreement
+from trainers.layout import Layout
+from trainers.rows import DealtRows, WholeRows
 
 DEFAULT_BATCH_SIZE = 128
 
@@ -20,6 +23,7 @@ class Batches:
 
     Args:
         pipeline: The pipeline; a clone of its source is read, so the caller's does not move.
+        layout: The devices that hold the data.
         stored_order: Whether to read in stored order, whatever the source's `shuffle`.
 
     Attributes:
@@ -30,23 +34,28 @@ class Batches:
         host: The source's host columns, by name, that no stage replaced.
     """
 
-    def __init__(self, pipeline: Pipeline, *, stored_order: bool = False):
+    def __init__(self, pipeline: Pipeline, layout: Layout, *, stored_order: bool = False):
         source = pipeline.source.clone()
         source.reset()
         if stored_order:
             source.set_random_order(False)
         self.length = source.length
+        self.shards = pipeline.shards
         self.batch_size = pipeline.batch_size
         self.steps_per_epoch = order.steps_per_epoch(self.length, self.batch_size)
-        self.key = pipeline.key.get_value()
-        self._columns = source.data
-        self._source, self._arrays = nnx.split(source)
+        self.key = layout.replicate(pipeline.key.get_value())
+        self._held = (
+            WholeRows(source, layout)
+            if self.shards == 1
+            else DealtRows(source, self.shards, layout)
+        )
+        self._layout = layout
         self._stages, self.stages = nnx.split(pipeline.stages)
         self._position = source
         self.spec, self._unchanged = formed_spec(self)
         self.host = {
             name: column
-            for name, column in self._columns.items()
+            for name, column in self._held.columns.items()
             if isinstance(column, HostColumn) and name not in self.spec
         }
 
@@ -65,25 +74,30 @@ class Batches:
         yield self.data, 0, self.steps_per_epoch
 
     @property
+    def features(self) -> Mapping[str, Any]:
+        """The source's features, as far as it knows them."""
+        return getattr(self._position, "features", None) or {}
+
+    @property
     def data(self) -> Any:
         """The source's arrays, to pass to the compiled program."""
         return self.data_from(0)
 
     def data_from(self, first: int) -> Any:
         """Returns the data of a run whose step `first` begins with batch 0."""
-        return self._arrays, self.key, jnp.int32(first)
+        return self._held.data, self.key, self._layout.replicate(jnp.int32(first))
 
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the state of the source before batch `t`."""
         epoch, step = divmod(t, self.steps_per_epoch)
         self._position.move(epoch, step * self.batch_size)
-        return self._position.get_state()
+        return with_shards(self._position.get_state(), self.shards)
 
     def check(self, state: dict[str, Any]) -> None:
         """Raises `ValueError` unless `state` is of this data in this order."""
         own = self.state_at(0)
         other = self._position.clone()
-        other.set_state(state)
+        other.set_state(without_shards(state, self.shards))
         if state["order"] != own["order"]:
             raise ValueError(
                 f"The state is of the order {state['order']}, this source has {own['order']}: give "
@@ -101,12 +115,11 @@ class Batches:
     def records(self, t: int) -> np.ndarray:
         """Returns the numbers of batch `t`'s records in the source, int32 `(batch_size,)`."""
         epoch, step = divmod(t, self.steps_per_epoch)
-        source = self._position
-        seed = source.order_seed()
-        if seed is not None:
-            seed = order.epoch_seed(seed, epoch)
-        start = step * self.batch_size
-        return np.asarray(order.window(start, self.batch_size, num_records=self.length, seed=seed))
+        return self._held.records(epoch, step * self.batch_size, self.batch_size)
+
+    def in_order(self, batch: Any) -> Any:
+        """Returns the rows of a batch in the order of their positions."""
+        return self._held.in_order(batch)
 
     def extent(self, name: str) -> tuple[int, int] | None:
         """Returns the least and the greatest value of an integer column of the source.
@@ -115,18 +128,18 @@ class Batches:
         """
         if name not in self._unchanged or self.spec[name].dtype.kind not in "iu":
             return None
-        values = np.asarray(self._columns[name])
-        return int(values.min()), int(values.max())
+        parts = [np.asarray(part.data) for part in self._held.columns[name].addressable_shards]
+        own = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
+        low, high = zip(*agreement.collected(own), strict=True)
+        return min(low), max(high)
 
     def form(self, data: Any, stages: nnx.State, t: jax.Array):
         """Returns the batch before the stages, and what `rows` returns."""
-        arrays, key, first = data
+        held, key, first = data
         t = t - first
-        source = nnx.merge(self._source, arrays)
         epoch = t // self.steps_per_epoch
         start = (t % self.steps_per_epoch).astype(jnp.uint32) * np.uint32(self.batch_size)
-        stored = source.get_batch_at(start, self.batch_size, order.epoch_key(source.seed, epoch))
-        position = start + jnp.arange(self.batch_size, dtype=jnp.uint32)
+        stored, position = self._held.read(held, epoch, start, self.batch_size)
         graph = nnx.merge(self._stages, stages, copy=True)
         epochs = jnp.full(self.batch_size, epoch, jnp.uint32)
         batch = graph(stored, key, epochs, position)
@@ -193,19 +206,27 @@ def formed_spec(batches: Any) -> tuple[dict[str, Any], set[str]]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), spec), unchanged
 
 
-def as_pipeline(source: Any, batch_size: int | None, *, shuffle: bool = False) -> Pipeline:
+def as_pipeline(
+    source: Any, batch_size: int | None, *, shuffle: bool = False, shards: int = 1, seed: int = 0
+) -> Pipeline:
     """Returns `source` as the one type the trainer knows.
 
     Args:
         source: A pipeline, a source, a `datasets.Dataset` or a `datasets.IterableDataset`.
         batch_size: Records in a batch; None: the pipeline's, else 128.
         shuffle: Whether a `datasets.Dataset` is read in random order.
+        shards: Number of canonical shards; 1: the pipeline's.
+        seed: Seed of the keys of a new pipeline.
 
     Raises:
         TypeError: If `source` is none of these.
-        ValueError: If `batch_size` contradicts the pipeline's.
+        ValueError: If `batch_size` or `shards` contradicts the pipeline's.
     """
     if isinstance(source, Pipeline):
+        if shards not in (1, source.shards):
+            raise ValueError(
+                f"shards={shards}, but the Pipeline has shards={source.shards}: give it once."
+            )
         if batch_size not in (None, source.batch_size):
             raise ValueError(
                 f"batch_size={batch_size}, but the Pipeline has batch_size={source.batch_size}: "
@@ -223,4 +244,5 @@ def as_pipeline(source: Any, batch_size: int | None, *, shuffle: bool = False) -
             f"Pipeline or a datasets.Dataset{hint}."
         )
     size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-    return Pipeline(source=source, stages=[], batch_size=size)
+    rngs = nnx.Rngs(seed)
+    return Pipeline(source=source, stages=[], batch_size=size, shards=shards, rngs=rngs)

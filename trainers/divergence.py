@@ -89,7 +89,9 @@ class Watched:
     @classmethod
     def start(cls, state: State) -> "Watched":
         """Returns the state to begin with."""
-        return cls(state, jnp.int32(0), jnp.int32(0))
+        # Made of the state, they are on its devices.
+        zero = jnp.where(state.loss == state.loss, 0, 0).astype(jnp.int32)
+        return cls(state, zero, jnp.copy(zero))
 
 
 def watch(step: Callable) -> Callable[[Watched, Any, jax.Array], Watched]:
@@ -171,7 +173,7 @@ def find(
             break
         step = end
         if step % plan.log_every == 0:  # as after a log
-            window = Window.empty(plan.objective.metrics)
+            window = plan.layout.replicate(Window.empty(plan.objective.metrics))
             watched = Watched.start(dataclasses.replace(watched.state, window=window))
         else:
             watched = Watched.start(watched.state)

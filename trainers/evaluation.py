@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from trainers.batches import Batches
+from trainers.layout import Layout
 from trainers.loop import Loop
 from trainers.pace import Pace
 from trainers.state import Window, strong
@@ -22,11 +23,13 @@ class Evaluator:
     Args:
         batches: Batches of the source, in stored order.
         objective: The loss and the metrics.
+        layout: The devices.
     """
 
-    def __init__(self, batches: Batches | StreamBatches, objective: Objective):
+    def __init__(self, batches: Batches | StreamBatches, objective: Objective, layout: Layout):
         self._batches = batches
         self._objective = objective
+        self._layout = layout
         self._loop: Loop | None = None
 
     def trace(self, definition: nnx.GraphDef, params: Any, rest: Any) -> None:
@@ -39,8 +42,8 @@ class Evaluator:
         """
         if self._loop is None:
             step = evaluation_step(definition, self._objective, self._batches.rows)
-            data = (params, rest, self._batches.data)
-            self._loop = Loop(step, self._start(), data)
+            data, start = (params, rest, self._batches.data), self._start()
+            self._loop = Loop(step, start, data, shardings=self._layout.shardings(start))
 
     def __call__(
         self,
@@ -74,11 +77,13 @@ class Evaluator:
         return {name: float(value) for name, value in state[0].compute().items()}
 
     def _start(self):
-        return Window.empty(self._objective.metrics), strong(self._batches.stages)
+        start = Window.empty(self._objective.metrics), self._batches.stages
+        return strong(self._layout.replicate(start))
 
 
 def predict(
     batches: Batches | StreamBatches,
+    layout: Layout,
     call: Callable[[nnx.Module, dict], Any],
     definition: nnx.GraphDef,
     params: Any,
@@ -89,6 +94,7 @@ def predict(
 
     Args:
         batches: Batches in stored order.
+        layout: The devices.
         call: `(model, batch) -> outputs`, arrays of shape `(batch, ...)`.
         definition: The model's graph, in evaluation mode.
         params: Its trained parameters.
@@ -103,7 +109,6 @@ def predict(
         ValueError: If an output is not one row a record.
     """
 
-    @jax.jit
     def step(params, rest, data, stages, t):
         batch, valid, stages = batches.rows(data, stages, t)
         lowered = lower(params, precision), lower_params(rest, precision)
@@ -116,10 +121,12 @@ def predict(
                 )
         return lower(outputs, None if precision is None else jnp.float32), valid, stages
 
-    outputs, stages = [], batches.stages
+    # Every process gets all rows, whichever device computed them.
+    step = jax.jit(step, out_shardings=layout.replicated)
+    outputs, stages = [], layout.replicate(batches.stages)
     for data, start, stop in batches.epoch_blocks():
         for t in range(start, stop):
             output, valid, stages = step(params, rest, data, stages, np.int32(t))
-            output, valid = jax.device_get((output, valid))
+            output, valid = batches.in_order(jax.device_get((output, valid)))
             outputs.append(jax.tree.map(lambda rows, valid=valid: rows[valid], output))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)

@@ -174,7 +174,7 @@ class Fit:
                 run.history.append({"step": run.step, "epoch": run.epoch})
             run.history[-1] |= missing
         if log or stops:
-            window = Window.empty(plan.objective.metrics)
+            window = plan.layout.replicate(Window.empty(plan.objective.metrics))
             self.state = dataclasses.replace(self.state, window=window)
         run.reported = run.step
         if row or stops:
@@ -237,16 +237,19 @@ class Fit:
 
 
 def _start(plan: Plan) -> State:
+    layout = plan.layout
     _, params, rest = split(plan.model, plan.update.wrt)
-    params, rest = strong((params, rest))
+    params, rest = layout.place_model(*strong((params, rest)))
+    optimizer = strong(plan.update.optimizer.init(params))
+    window = strong(Window.empty(plan.objective.metrics))
     return State(
         params=params,
         rest=rest,
-        optimizer=strong(plan.update.optimizer.init(params)),
+        optimizer=layout.place_like(optimizer, params),
         ema=None if plan.update.ema is None else strong(params),
-        stages=strong(plan.batches.stages),
-        window=Window.empty(plan.objective.metrics),
-        loss=jnp.zeros(()),
+        stages=layout.replicate(strong(plan.batches.stages)),
+        window=layout.replicate(window),
+        loss=layout.replicate(jnp.zeros(())),
     )
 
 

@@ -30,20 +30,27 @@ class Loop:
         data: What the steps read.
         goes_on: `state -> bool`, traceable, asked before each step: a compiled run ends early where
             it is False. Steps that are called from Python go on.
+        shardings: Where the state stays, a pytree of shardings; None: on one device.
 
     Attributes:
         from_python: Whether the steps are called from Python.
     """
 
     def __init__(
-        self, step: Step, state: Any, data: Any, goes_on: Callable[[Any], Any] = lambda _: True
+        self,
+        step: Step,
+        state: Any,
+        data: Any,
+        goes_on: Callable[[Any], Any] = lambda _: True,
+        shardings: Any = None,
     ):
-        step = jax.jit(step, donate_argnums=0)
+        step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
         traced = step.trace(state, data, jnp.int32(0))
         self.from_python = jax.default_backend() == "cpu" and _has_convolution(traced.jaxpr.jaxpr)
         if not self.from_python:
             # Inside the loop the step is found already traced.
-            chunk = jax.jit(functools.partial(_chunk, step, goes_on), donate_argnums=0)
+            chunk = functools.partial(_chunk, step, goes_on)
+            chunk = jax.jit(chunk, donate_argnums=0, out_shardings=shardings)
             traced = chunk.trace(state, data, jnp.int32(0), jnp.int32(0))
         self._traced = traced
 

@@ -5,6 +5,7 @@ import os
 import jax
 import numpy as np
 
+from datarax import Pipeline
 from datarax.errors import listed
 from datarax.sources import EagerSourceBase
 
@@ -32,9 +33,11 @@ def nbytes(tree) -> int:
     return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
-def expect_data_fits(source) -> None:
-    """Raises `MemoryError` where the columns of an eager source are larger than the memory."""
-    if not isinstance(source, EagerSourceBase):
+def expect_data_fits(pipeline: Pipeline) -> None:
+    """Raises `MemoryError` where a device's rows of an eager source are larger than its memory."""
+    source = pipeline.source
+    # With canonical shards, a process may not have loaded what it does not need.
+    if not isinstance(source, EagerSourceBase) or pipeline.shards > 1:
         return
     spec = source.element_spec()
     is_host = {id(column) for column in jax.tree.leaves(spec) if column.dtype == np.dtype(object)}
@@ -49,7 +52,8 @@ def expect_data_fits(source) -> None:
     raise MemoryError(
         f"The data takes {size(data)} as arrays, the memory has {size(there)}. Column {largest!r} "
         f"takes most, {size(rows[largest])} a record, of {listed(rows)}. Read it as a stream, "
-        "HFEagerConfig(..., streaming=True), make its records smaller, or leave columns out: "
+        "HFEagerConfig(..., streaming=True), spread it over devices with Trainer(..., shards=), "
+        "make its records smaller, or leave columns out: "
         f"exclude_keys={{{largest!r}}}."
     )
 

@@ -10,6 +10,7 @@ from trainers.batches import Batches
 from trainers.callbacks import Callback
 from trainers.checkpoints import Checkpoints
 from trainers.evaluation import Evaluator
+from trainers.layout import Layout
 from trainers.step import Objective, Update
 from trainers.streams import StreamBatches
 from trainers.writers import Writer
@@ -22,6 +23,7 @@ class Plan:
     model: nnx.Module
     pipeline: Pipeline
     batches: Batches | StreamBatches
+    layout: Layout
     objective: Objective
     update: Update
     evaluators: dict[str, Evaluator]

@@ -34,12 +34,14 @@ def loop(
         goes_on: As in `Loop`; None: while the loss is finite.
     """
     definition = split(plan.model, plan.update.wrt, training=True)[0]
-    step = train_step(definition, plan.objective, plan.update, rows or plan.batches.rows)
-    traced = Loop(around(step), state, data, goes_on or _finite)
+    rows, layout = rows or plan.batches.rows, plan.layout
+    step = train_step(definition, plan.objective, plan.update, rows, layout.slices)
+    shardings = layout.shardings(state)
+    traced = Loop(around(step), state, data, goes_on or _finite, shardings)
     if traced.from_python and plan.update.accumulate > 1:
         # The slices' own loop would be as slow as the steps'.
         unrolled = functools.partial(step, unroll=True)
-        traced = Loop(around(unrolled), state, data, goes_on or _finite)
+        traced = Loop(around(unrolled), state, data, goes_on or _finite, shardings)
     return traced
 
 

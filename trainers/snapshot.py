@@ -33,9 +33,13 @@ class _Leaf:
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             self._key, array = jax.random.key_impl(array), jax.random.key_data(array)
         self._shape, self._sharding = array.shape, array.sharding
-        self._parts = [(part.device, np.array(part.data)) for part in array.addressable_shards]
+        self._copies = {}  # one of what several devices hold
+        for part in array.addressable_shards:
+            if str(part.index) not in self._copies:
+                self._copies[str(part.index)] = np.array(part.data)
+        self._parts = [(part.device, str(part.index)) for part in array.addressable_shards]
 
     def restored(self) -> jax.Array:
-        parts = [jax.device_put(part, device) for device, part in self._parts]
+        parts = [jax.device_put(self._copies[index], device) for device, index in self._parts]
         array = jax.make_array_from_single_device_arrays(self._shape, self._sharding, parts)
         return array if self._key is None else jax.random.wrap_key_data(array, impl=self._key)

@@ -135,7 +135,11 @@ class Update:
 
 
 def train_step(
-    definition: nnx.GraphDef, objective: Objective, update: Update, rows: Rows
+    definition: nnx.GraphDef,
+    objective: Objective,
+    update: Update,
+    rows: Rows,
+    slices: Callable[[Any, int], Any],
 ) -> Callable[..., Any]:
     """Returns the function `(state, data, t, unroll=False, gradient=False)` of an optimizer update.
 
@@ -148,6 +152,7 @@ def train_step(
         objective: The loss and the metrics.
         update: How the parameters change.
         rows: Forms the batch.
+        slices: Divides a batch into slices along a new first axis.
     """
     optimizer = optax.with_extra_args_support(update.optimizer)
 
@@ -172,11 +177,9 @@ def train_step(
 
         if update.accumulate == 1:
             return one((None, rest, window), (batch, valid))[0]
-        slices = jax.tree.map(
-            lambda x: x.reshape(update.accumulate, -1, *x.shape[1:]), (batch, valid)
-        )
         start = (jax.tree.map(jnp.zeros_like, params), rest, window)
-        return jax.lax.scan(one, start, slices, unroll=unroll)[0]
+        sliced = slices((batch, valid), update.accumulate)
+        return jax.lax.scan(one, start, sliced, unroll=unroll)[0]
 
     def step(state: State, data: Any, t: jax.Array, *, unroll=False, gradient=False):
         batch, valid, stages = rows(data, state.stages, t)

@@ -1,7 +1,7 @@
 """Batches of a stream by step number: read ahead in blocks while the loop runs through the last."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from flax import nnx
 from datarax import Pipeline, order
 from datarax.batch import parted
 from trainers.batches import Batches, formed_spec
+from trainers.layout import Layout
 
 _BYTES = 32 << 20  # of a block at most
 _BATCHES = 32  # in a block at most
@@ -39,7 +40,7 @@ class StreamBatches:
         host: The source's host columns, by name, that no stage replaced.
     """
 
-    def __init__(self, pipeline: Pipeline, *, stored_order: bool = False):
+    def __init__(self, pipeline: Pipeline, layout: Layout, *, stored_order: bool = False):
         self.source = pipeline.source.clone()
         self.source.reset()
         if stored_order:
@@ -61,6 +62,11 @@ class StreamBatches:
         self.capacity = max(1, min(_BATCHES, most))
         self.spec, _ = formed_spec(self)
         self.host = {column.name: column for column in self._host if column.name not in self.spec}
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """The source's features, as far as it knows them."""
+        return getattr(self.source, "features", None) or {}
 
     @property
     def data(self) -> Any:
@@ -85,6 +91,10 @@ class StreamBatches:
         graph = nnx.merge(self._graph, stages, copy=True)
         batch = graph(stored, key, jnp.full(len(places), epoch), places)
         return stored, batch, valid, nnx.state(graph)
+
+    def in_order(self, batch: Any) -> Any:
+        """Returns the rows of a batch in the order of their positions, which they have."""
+        return batch
 
     def extent(self, name: str) -> None:
         """Returns None: of a stream's values nothing is known beforehand."""
@@ -210,10 +220,12 @@ class StreamFeed:
         return _Block(data, block.filled, block.positions, block.epoch)
 
 
-def as_batches(pipeline: Pipeline, *, stored_order: bool = False) -> Batches | StreamBatches:
+def as_batches(
+    pipeline: Pipeline, layout: Layout, *, stored_order: bool = False
+) -> Batches | StreamBatches:
     """Returns the batches of a pipeline, whether its source can be indexed or not."""
     kind = StreamBatches if pipeline.is_stream else Batches
-    return kind(pipeline, stored_order=stored_order)
+    return kind(pipeline, layout, stored_order=stored_order)
 
 
 def _struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

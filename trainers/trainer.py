@@ -11,16 +11,18 @@ import numpy as np
 import optax
 from clu import metrics as clu
 from flax import nnx
+from jax.sharding import Mesh
 
 from datarax import Pipeline
 from datarax.errors import expect_between, listed
-from trainers import memory
+from trainers import agreement, memory
 from trainers import task as tasks
 from trainers.batches import Batches, as_pipeline
 from trainers.callbacks import Callback
 from trainers.checkpoints import Checkpoints
 from trainers.evaluation import Evaluator, predict
 from trainers.fit import Fit
+from trainers.layout import Layout, Rule
 from trainers.metrics import Empty
 from trainers.model import expect_trainable, split
 from trainers.plan import Plan
@@ -66,6 +68,15 @@ class Trainer:
         eval_every: Steps between two evaluations; None: once an epoch. The last step is always
             evaluated.
         checkpoint: When to save and what to keep.
+        mesh: The devices, a `jax.sharding.Mesh`; None: all of them, on one axis `data_axis`.
+        data_axis: The mesh's axis, or axes, over which the rows of a batch are spread.
+        sharding: How parameters and the optimizer's state are spread: `"replicate"`; `"fsdp"`,
+            each along its longest axis that can be, over the mesh's axis `fsdp` or else the last
+            data axis; or a function `(path, shape) -> PartitionSpec` of a parameter's path, as
+            `"linear.kernel"`. A parameter's own sharding annotation goes before the first two.
+        shards: Number of canonical shards: above 1, each device holds only its share of the data.
+            It belongs to the run, not to its devices: any number of devices that divides it gives
+            the same batches. 1: every device holds all of the data.
         workdir: Directory of checkpoints, logs and the compilation cache, local or such as
             `gs://...`. The same script with the same workdir goes on where it was. None: nothing
             is written anywhere. Steps, cadences, callbacks and devices may change in between; the
@@ -80,6 +91,11 @@ class Trainer:
         writers: Further objects with the interface of clu's metric writers.
         profile: `(first, last)`: a JAX trace of these steps, counted from 1, is written under the
             workdir.
+        seed: Seed of what the trainer itself draws: the keys of the stages' random numbers, where
+            the source is no `Pipeline`, which has its own.
+
+    On several processes each calls the same script (`trainers.initialize`), and all methods are
+    called on all of them.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -118,12 +134,17 @@ class Trainer:
         log_every: int = 100,
         eval_every: int | None = None,
         checkpoint: Checkpoints = _CHECKPOINTS,
+        mesh: Mesh | None = None,
+        data_axis: str | tuple[str, ...] = "data",
+        sharding: Rule = "replicate",
+        shards: int = 1,
         workdir: Any = None,
         init_from: Any = None,
         resume_data: str = "exact",
         callbacks: Sequence[Callback] = (),
         writers: Sequence[Writer] | None = None,
         profile: tuple[int, int] | None = None,
+        seed: int = 0,
     ):
         if not isinstance(model, nnx.Module):
             raise TypeError(f"model is a {type(model).__name__}: expected a flax nnx.Module.")
@@ -162,16 +183,19 @@ class Trainer:
             )
         expect_profile(profile, workdir)
         self.model = model
-        self.pipeline = as_pipeline(source, batch_size, shuffle=True)
-        memory.expect_data_fits(self.pipeline.source)
-        self._batches = as_batches(self.pipeline)
-        self._rows = jax.jit(self._batches.rows)
-        self.batch_size = self._batches.batch_size
+        expect_between("seed", seed, 0, 2**32 - 1)
+        self._layout = layout = Layout(mesh, data_axis, sharding)
+        self.pipeline = as_pipeline(source, batch_size, shuffle=True, shards=shards, seed=seed)
+        self.batch_size = self.pipeline.batch_size
         if self.batch_size % accumulate:
             raise ValueError(
                 f"accumulate={accumulate} does not divide batch_size={self.batch_size}: each slice "
                 "has the same number of records."
             )
+        layout.expect_batch(self.batch_size, accumulate, self.pipeline.shards)
+        memory.expect_data_fits(self.pipeline)
+        self._batches = agreement.together(lambda: as_batches(self.pipeline, layout))
+        self._rows = jax.jit(self._batches.rows, out_shardings=layout.replicated)
         self.steps_per_epoch = self._batches.steps_per_epoch
         if steps is None and self.steps_per_epoch is None:
             raise ValueError(
@@ -187,6 +211,7 @@ class Trainer:
             model=model,
             pipeline=self.pipeline,
             batches=self._batches,
+            layout=layout,
             objective=self._objective_on(self._batches),
             update=Update(optimizer or optax.adamw(1e-3), wrt, accumulate, ema),
             evaluators=self._evaluators_of(eval_source),
@@ -203,7 +228,7 @@ class Trainer:
         )
 
     def _infer(self, loss, metrics, precision) -> tuple[tasks.Task | None, Objective]:
-        features = _features(self.pipeline)
+        features = self._batches.features
         if loss is None:
             task = tasks.infer(self.model, features, self._batches, precision)
             return task, Objective(task.loss, metrics or task.metrics, task.label, precision)
@@ -233,8 +258,8 @@ class Trainer:
     def _evaluators_of(self, source: Any) -> dict[str, Evaluator]:
         evaluators = {}
         for name, one in _named(source).items():
-            batches = as_batches(as_pipeline(one, self._size_for(one)), stored_order=True)
-            evaluators[name] = Evaluator(batches, self._objective_on(batches))
+            batches = self._stored(one)
+            evaluators[name] = Evaluator(batches, self._objective_on(batches), self._layout)
         return evaluators
 
     def preflight(self) -> Preflight:
@@ -277,8 +302,8 @@ class Trainer:
     def _keep(self, state: State) -> None:
         """Puts a state's variables into the model, unless an exception took them with it."""
         if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
-            nnx.update(self.model, state.params, state.rest)
-            self._ema = state.ema
+            params, rest, self._ema = self._layout.unplaced((state.params, state.rest, state.ema))
+            nnx.update(self.model, params, rest)
 
     def _averaged(self) -> nnx.Module | None:
         if self._ema is None:
@@ -320,15 +345,23 @@ class Trainer:
         Returns:
             NumPy arrays of shape `(len(source), ...)`, structured as the model returns them.
         """
-        pipeline = as_pipeline(source, self._size_for(source))
-        batches = as_batches(pipeline, stored_order=True)
+        batches = self._stored(source)
         label = self._objective.label or next((n for n in tasks.LABELS if n in batches.spec), None)
         precision = self._objective.precision
-        call = tasks.Inputs(self.model, batches, _features(pipeline), label, precision)
-        return predict(batches, call, *self._evaluated(), precision)
+        call = tasks.Inputs(self.model, batches, batches.features, label, precision)
+        return predict(batches, self._layout, call, *self._evaluated(), precision)
 
-    def _size_for(self, source) -> int | None:
-        return None if isinstance(source, Pipeline) else self.batch_size
+    def _stored(self, source: Any) -> Batches | StreamBatches:
+        """Returns batches of a source in stored order, dealt to shards as the training data is."""
+        pipeline = source
+        if not isinstance(source, Pipeline):
+            pipeline = as_pipeline(source, self.batch_size)
+            if self.pipeline.shards <= (pipeline.source.length or 0):
+                pipeline = as_pipeline(
+                    pipeline.source, self.batch_size, shards=self.pipeline.shards
+                )
+        self._layout.expect_batch(pipeline.batch_size, 1, pipeline.shards)
+        return agreement.together(lambda: as_batches(pipeline, self._layout, stored_order=True))
 
     def batch_at(self, t: int) -> dict[str, np.ndarray]:
         """Returns batch `t` as step `t + 1` sees it, without the records that only fill it up.
@@ -344,18 +377,15 @@ class Trainer:
         expect_between("t", t, 0, 2**31 - 1)
         with contextlib.closing(self._batches.feed()) as feed:
             data, _ = feed.block(t)
-            batch, valid, _ = jax.device_get(self._rows(data, self._batches.stages, np.int32(t)))
+            found = jax.device_get(self._rows(data, self._batches.stages, np.int32(t)))
+            batch, valid = self._batches.in_order(found[:2])
         return jax.tree.map(lambda x: x[valid], dict(batch))
 
     def _evaluated(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
         """Returns the model in evaluation mode: graph, parameters or their average, the rest."""
         definition, params, rest = split(self.model, self._plan.update.wrt, training=False)
-        params, rest = strong((params, rest))
-        return definition, params if self._ema is None else self._ema, rest
-
-
-def _features(pipeline: Pipeline) -> Mapping[str, Any]:
-    return getattr(pipeline.source, "features", None) or {}
+        params = params if self._ema is None else self._ema
+        return definition, *self._layout.place_model(*strong((params, rest)))
 
 
 def _expect_precision(precision: Any) -> None:
