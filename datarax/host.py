@@ -95,6 +95,17 @@ class HostColumn:
             raise IndexError(f"column {self.name!r} has {len(self)} rows, there is no row {row}")
         return self.cells[np.where(indices < 0, indices + len(self), indices)]
 
+    def select(self, rows: np.ndarray) -> "HostColumn":
+        """Returns the column of some rows, none of which becomes an object yet.
+
+        Args:
+            rows: Row numbers, integers of shape `(k,)`.
+        """
+        cells = _Selected(self.cells, rows)
+        return HostColumn(
+            self.name, cells, reason=self.reason, first_bad=self.first_bad, fix=self.fix
+        )
+
     def __len__(self) -> int:
         return len(self.cells)
 
@@ -124,6 +135,19 @@ class HostColumn:
 jax.tree_util.register_pytree_node(
     HostColumn, lambda column: ((), column), lambda column, _: column
 )
+
+
+class _Selected:
+    """Some rows of cells."""
+
+    def __init__(self, cells: Cells, rows: np.ndarray):
+        self._cells, self._rows = cells, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return self._cells[self._rows[indices]]
 
 
 def object_array(objects: Sequence[Any]) -> np.ndarray:

@@ -31,7 +31,8 @@ def cached(workdir: epath.Path) -> Iterator[None]:
         yield
         return
     directory = workdir / "compilation"
-    _remove_truncated(directory)
+    if jax.process_index() == 0:  # the one that writes entries
+        _remove_truncated(directory)
     settings = {"jax_compilation_cache_dir": os.fspath(directory), **_SETTINGS}
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():

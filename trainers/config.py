@@ -1,21 +1,57 @@
 """The configuration of a run, as the report and the writers show it."""
 
+import hashlib
 import importlib.metadata
 import platform
 import sys
 from typing import Any
 
 import jax
+from flax import nnx
 
+from datarax import Pipeline
+from trainers.checksum import checksums
 from trainers.plan import Plan
+from trainers.store import without_keys
 
 _PACKAGES = "jax", "flax", "optax", "datasets"
+
+
+def identity(pipeline: Pipeline) -> dict[str, Any]:
+    """Returns what names a pipeline's batches, the same on all processes of a run."""
+    source = pipeline.source
+    return {
+        "the data's fingerprint": getattr(source, "fingerprint", None),
+        "the data's length": source.length,
+        "the order": [getattr(source, "is_random_order", None), source.seed, pipeline.shards],
+        "batch_size": pipeline.batch_size,
+        "the keys of the stages": jax.random.key_data(pipeline.key.get_value()).tolist(),
+    }
+
+
+def decisions(plan: Plan, program: str) -> dict[str, Any]:
+    """Returns what decides what a run does, the same on all its processes.
+
+    Args:
+        plan: The run.
+        program: The text of its compiled program.
+    """
+    told = configuration(plan)
+    del told["command"]  # which may name the process
+    state = nnx.to_pure_dict(nnx.state(plan.model))
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state)):
+        told["the model's first parameters"] = checksums(without_keys(state))
+    told["callbacks"] = len(plan.callbacks)
+    told["the compiled program: the code of the model, the loss or a stage"] = hashlib.sha256(
+        program.encode()
+    ).hexdigest()
+    return told
 
 
 def configuration(plan: Plan) -> dict[str, Any]:
     """Returns what a run was told and where it runs, by name: numbers and texts."""
     batches, update, devices = plan.batches, plan.update, jax.devices()
-    precision = plan.objective.precision
+    precision, mesh = plan.objective.precision, plan.layout.mesh
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
     return {
         "command": " ".join(sys.argv),
@@ -31,5 +67,8 @@ def configuration(plan: Plan) -> dict[str, Any]:
         "checkpoint": str(plan.checkpoint),
         "workdir": str(plan.workdir),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "mesh": None if mesh is None else str(dict(mesh.shape)),
+        "sharding": getattr(plan.layout.rule, "__name__", plan.layout.rule),
+        "shards": plan.pipeline.shards,
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
     }

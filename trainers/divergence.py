@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from trainers import program
+from trainers import agreement, program
 from trainers.batches import Feed
 from trainers.plan import Plan
 from trainers.snapshot import Snapshot
@@ -220,22 +220,27 @@ def _culprits(rows: np.ndarray, fails: Callable[[np.ndarray], bool], most: int) 
 
 def note(workdir: epath.Path | None, found: Divergence) -> None:
     """Leaves a note in the workdir, for the next start of the run."""
-    if workdir is not None:
+    if workdir is not None and agreement.is_first():
         text = json.dumps(dataclasses.asdict(found), indent=2)
         _file(workdir).write_text(text + "\n")
 
 
 def noted(workdir: epath.Path | None, step: int, first: int) -> Divergence | None:
     """Returns the note of a run that diverged after `step` steps on the same data."""
-    if workdir is None or not _file(workdir).exists():
+    if workdir is None:
         return None
-    found = Divergence(**json.loads(_file(workdir).read_text()))
+    fields = agreement.of_first(
+        lambda: json.loads(_file(workdir).read_text()) if _file(workdir).exists() else None
+    )
+    if fields is None:
+        return None
+    found = Divergence(**fields)
     return found if (found.step, found.first) == (step, first) else None
 
 
 def forget(workdir: epath.Path | None) -> None:
     """Removes a note: the run goes on."""
-    if workdir is not None:
+    if workdir is not None and agreement.is_first():
         _file(workdir).unlink(missing_ok=True)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from trainers import agreement
 from trainers.batches import Batches
 from trainers.layout import Layout
 from trainers.loop import Loop
@@ -69,7 +70,7 @@ class Evaluator:
             while t < end:
                 if ends():
                     return None
-                stop = min(t + pace.steps(), end)
+                stop = min(t + agreement.least(pace.steps())[0], end)
                 with pace.measured(stop - t):
                     state = self._loop(state, (params, rest, columns), t, stop)
                     jax.block_until_ready(state)

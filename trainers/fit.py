@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trainers import divergence, memory, program
+from trainers import agreement, divergence, memory, program
 from trainers.callbacks import every
 from trainers.clock import Clock
+from trainers.config import decisions
 from trainers.keeper import Keeper
 from trainers.loop import Loop
 from trainers.model import split
@@ -58,6 +59,8 @@ class Fit:
                 loop = program.loop(plan, self.state, plan.batches.data)
                 for evaluator in plan.evaluators.values():
                     evaluator.trace(*self.evaluated())
+                if jax.process_count() > 1:
+                    agreement.expect_same(decisions(plan, loop.lowered.as_text()))
             restored = self._keeper.restore(run, self.state)
             if restored is not None:
                 self.state = restored
@@ -94,7 +97,7 @@ class Fit:
 
     def _train(self, loop: Loop) -> Status:
         """The loop. The order of its parts is important."""
-        plan, run, pace = self.plan, self.run, Pace()
+        plan, run, signals, pace = self.plan, self.run, self._signals, Pace()
         with self.clock.spent("compiling"):
             watch = Watch(plan, self._feed, self.state, run)
         while True:
@@ -103,40 +106,52 @@ class Fit:
             run.stopped = run.step > run.reported and self._report()
             if run.step >= plan.steps and run.step == run.reported:
                 return "finished"
-            if self._signals.preempted:
+            # 2. What clocks and signals say, all processes agree on, here and nowhere else: two
+            #    that run the loop to different steps wait for each other for ever.
+            steps, late, keep, *heard = agreement.least(
+                pace.steps(), -self._keeper.is_late(), -watch.is_due(), *signals.votes()
+            )
+            signals.settle(*heard)
+            asked = late or signals.preempted or signals.interrupted
+            if asked and not self._is_finite(watch, thoroughly=True):
+                return "diverged"
+            if signals.preempted:
                 return "preempted"
-            if run.stopped or self._signals.interrupted:
+            if run.stopped or signals.interrupted:
                 return "stopped"
-            # 2. Save after that and before the data moves on, so that the model, the data and the
+            # 3. Save after that and before the data moves on, so that the model, the data and the
             #    history never disagree by one.
-            if self._keeper.is_due(run):
+            if late or self._keeper.is_due(run):
                 with self.clock.spent("saving"):
                     self._keeper.save(run, self.state)
-            # 3. A chunk of steps: up to the next thing that is due, or about two seconds.
+            # 4. A chunk of steps: up to the next thing that is due, or about two seconds.
             self._profile.begin(run.step)
-            due = self._next_due()
             with self.clock.spent("loading"):
                 data, served = self._feed.block(run.step)
-            stop = min(due, run.step + pace.steps(), served)
+            stop = min(self._next_due(), run.step + steps, served)
+            if signals.platform_preempts(run.step, stop):
+                continue
             with self.clock.spent("computing"), pace.measured(stop - run.step):
                 self.state = loop(self.state, data, run.step, stop)
                 jax.block_until_ready(self.state.loss)
             run.step, run.epoch = stop, self._feed.epoch_at(stop)
             self._profile.end(stop)
             self._progress.advance(stop, pace.seconds)
-            # 4. Nothing is logged, evaluated or saved of a state that is not finite.
-            used = self._is_used() or self._keeper.is_due(run) or self._signals.asked()
-            if not watch.is_finite(self.state, stop, thoroughly=used) and self._diverged(watch):
+            # 5. Nothing is logged, evaluated or saved of a state that is not finite.
+            used = self._is_used() or self._keeper.is_due(run)
+            if not self._is_finite(watch, thoroughly=used, keep=bool(keep)):
                 return "diverged"
 
     # --- divergence ------------------------------------------------------------------------------
 
-    def _diverged(self, watch: Watch) -> bool:
-        """Goes back to the last finite state, unless all are after all."""
+    def _is_finite(self, watch: Watch, **how: bool) -> bool:
+        """Returns whether the state is finite; otherwise goes back to the last one that is."""
         plan, run = self.plan, self.run
+        if watch.is_finite(self.state, run.step, **how):
+            return True
         found = watch.find(self.state, run.step)
         if found is None:
-            return False
+            return True
         found, self.state, data = found
         self._keeper.rewind(data)
         run.step, run.reported = found.step, min(found.step, run.reported)
@@ -144,7 +159,7 @@ class Fit:
         run.history[:] = [row for row in run.history if row["step"] <= run.step]
         divergence.note(plan.workdir, found)
         self._say(found)
-        return True
+        return False
 
     def _say(self, found: divergence.Divergence) -> None:
         logger.error("%s%s", found, divergence.remedy(self.plan.workdir))

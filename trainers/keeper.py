@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from etils import epath
 from flax import nnx
 
-from trainers import compilation
+from trainers import agreement, compilation
 from trainers.batches import Feed
 from trainers.checksum import checksums, dotted, kind
 from trainers.clock import Clock
@@ -59,14 +60,8 @@ class Keeper:
             yield
             return
         with contextlib.ExitStack() as stack:
-            try:
-                workdir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(workdir))
-            except OSError as error:
-                raise OSError(
-                    f"workdir={os.fspath(workdir)!r} cannot be written: {error}. Give a directory "
-                    "that can, or workdir=None to save nothing."
-                ) from error
+            # The first process holds the lock for all.
+            agreement.together(lambda: stack.enter_context(_held(workdir)))
             stack.enter_context(compilation.cached(workdir))
             self._store = Store(workdir / CHECKPOINTS, keep=options.keep)
             stack.callback(self._store.close)
@@ -83,7 +78,7 @@ class Keeper:
     def writers(self, run: Run, clock: Clock) -> Writers:
         """Returns where the run's metrics go: nowhere but in the first process."""
         own, workdir = [], self._plan.workdir
-        if jax.process_index() > 0:
+        if not agreement.is_first():
             return Writers([])
         if workdir is not None:
             report = Report(workdir / "report.html", self._plan, run, clock)
@@ -179,13 +174,15 @@ class Keeper:
 
     def is_due(self, run: Run) -> bool:
         """Returns whether a checkpoint is due at this step."""
-        options = self._plan.checkpoint
-        if self._store is None:
+        every = self._plan.checkpoint.every
+        return self._store is not None and run.step > 0 and run.step % every == 0
+
+    def is_late(self) -> bool:
+        """Returns whether a checkpoint is due by the clock."""
+        minutes = self._plan.checkpoint.every_minutes
+        if self._store is None or minutes is None:
             return False
-        if run.step > 0 and run.step % options.every == 0:
-            return True
-        minutes = options.every_minutes
-        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+        return time.monotonic() - self._saved_at > 60 * minutes
 
     def save(self, run: Run, state: State) -> None:
         """Saves this step, unless it is saved as it is; the writing goes on in the background.
@@ -245,6 +242,23 @@ class Keeper:
         }
         data = self._data if self._feed is None else self._feed.state_at(run.step)
         store.save(run.step, _arrays(state), data, item)
+
+
+@contextlib.contextmanager
+def _held(workdir: epath.Path) -> Iterator[None]:
+    if not agreement.is_first():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(workdir))
+        except OSError as error:
+            raise OSError(
+                f"workdir={os.fspath(workdir)!r} cannot be written: {error}. Give a directory that "
+                "can, or workdir=None to save nothing."
+            ) from error
+        yield
 
 
 def _config(plan: Plan) -> dict[str, Any]:

@@ -55,9 +55,14 @@ class Loop:
         self._traced = traced
 
     @functools.cached_property
+    def lowered(self) -> jax.stages.Lowered:
+        """The program before it is compiled."""
+        return self._traced.lower()
+
+    @functools.cached_property
     def program(self) -> jax.stages.Compiled:
         """The compiled program, of a chunk or of one step; compiled when it is first needed."""
-        return self._traced.lower().compile()
+        return self.lowered.compile()
 
     def compile(self) -> None:
         """Compiles the program, so that the first call takes no longer than others."""

@@ -10,7 +10,7 @@ from clu import parameter_overview
 from flax import nnx
 from tqdm import tqdm
 
-from trainers import compilation, memory, program
+from trainers import agreement, compilation, memory, program
 from trainers.fit import Fit
 from trainers.loop import Loop
 from trainers.pace import Pace
@@ -120,12 +120,13 @@ def _timed(loop: Loop, plan: Plan, state: State) -> float:
     with contextlib.closing(plan.batches.feed()) as feed:
         while True:
             data, served = feed.block(t)
-            stop = min(t + pace.steps(), plan.steps, served)
+            stop = min(t + agreement.least(pace.steps())[0], plan.steps, served)
             with pace.measured(stop - t):
                 state = loop(state, data, t, stop)
                 jax.block_until_ready(state.loss)
             seconds, t = pace.seconds / (stop - t), stop
-            if t >= plan.steps or time.perf_counter() - begun > _SECONDS:
+            left = agreement.least(time.perf_counter() - begun < _SECONDS)[0]
+            if t >= plan.steps or not left:
                 return seconds
 
 

@@ -22,8 +22,7 @@ class Profile:
     """
 
     def __init__(self, steps: tuple[int, int] | None, workdir: epath.Path | None):
-        if jax.process_index() > 0:  # the others do the same
-            steps = None
+        self._traces = jax.process_index() == 0  # the others do the same
         self._begin, self._end = (-1, -1) if steps is None else (steps[0] - 1, steps[1])
         self._workdir = workdir
         self._runs = False
@@ -34,14 +33,14 @@ class Profile:
 
     def begin(self, step: int) -> None:
         """Begins tracing if it is time to, after `step` finished steps."""
-        if self._runs or not self._begin <= step < self._end:
+        if not self._traces or self._runs or not self._begin <= step < self._end:
             return
         try:
             jax.profiler.start_trace(os.fspath(self._workdir / "profile"))
             self._runs = True
         except RuntimeError as error:  # somebody else is tracing
             logger.warning("There is no profile: %s. Training goes on.", error)
-            self._end = -1
+            self._traces = False
 
     def end(self, step: int) -> None:
         """Ends tracing if it is time to, after `step` finished steps."""

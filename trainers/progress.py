@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 
+import jax
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 10
@@ -25,7 +26,8 @@ class Progress:
         self._seconds = 0.0
         self._begun = time.perf_counter()
         self._bar = None
-        if sys.stderr is not None and sys.stderr.isatty():
+        self._speaks = jax.process_index() == 0
+        if self._speaks and sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
         self._said = -float("inf")
 
@@ -39,7 +41,7 @@ class Progress:
     def report(self, row: Mapping[str, float]) -> None:
         """Shows a row of metrics; lines between evaluations are at least ten seconds apart."""
         values = {name: value for name, value in row.items() if name not in ("step", "epoch")}
-        if self._bar is None and not self._is_due(row["step"], values):
+        if not self._speaks or (self._bar is None and not self._is_due(row["step"], values)):
             return
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         shown = f"{shown}  {self._rate(row['step'])}".rstrip()

@@ -14,7 +14,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import args
+from orbax.checkpoint.options import MultiprocessingOptions
 
+from trainers import agreement
 from trainers.checksum import checksums
 
 logger = logging.getLogger(__name__)
@@ -46,10 +48,19 @@ class Store:
     def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
         self.directory = absolute(directory)
         self._writes = keep is not None
-        if self._writes:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._clear()
+        # Reading is each process's own affair: one that finds damage must not leave others waiting.
+        own = jax.process_index()
+        alone = MultiprocessingOptions(primary_host=own, active_processes={own})
+        alone.barrier_sync_key_prefix = f"process{own}"
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
+        )
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+        if self._writes:
+            self._first(lambda: self.directory.mkdir(parents=True, exist_ok=True))
+            self._clear()
+        elif jax.process_count() > 1:
+            options.multiprocessing_options = alone
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._pending: int | None = None
         self._replaces = False
@@ -74,7 +85,8 @@ class Store:
         """
         self.wait()
         if step in self.steps():
-            self._path(step).rename(self.directory / f"{_REPLACED}{step}")
+            replaced = self.directory / f"{_REPLACED}{step}"
+            self._first(lambda: self._path(step).rename(replaced))
             self._manager.reload()
             self._replaces = True
         # The history goes on growing while it is written.
@@ -181,22 +193,30 @@ class Store:
 
     def close(self) -> None:
         """Waits and frees the threads; what cannot be written is for `wait` to say."""
-        with contextlib.suppress(OSError):
-            self.wait()
+        with contextlib.suppress(Exception):  # of another process too, if it was lost
+            self._manager.wait_until_finished()
         self._manager.close()
+        self._reader.close()
 
     @contextlib.contextmanager
     def _writing(self):
         """Makes what Orbax raises an `OSError`, and forgets what is half written."""
+        caught = None
         try:
             yield
         except Exception as error:  # Orbax raises what it likes, its own book-keeping is off then
+            caught = error
+        failed = self._failed(caught)
+        if failed is not None:
             self._clear()
             self._manager.reload()
-            raise OSError(f"Step {self._pending} could not be saved: {_reason(error)}") from error
+            raise OSError(f"Step {self._pending} could not be saved: {failed}") from caught
 
     def _clear(self):
         """Removes what killed or failed runs left half written: it may fill the disk."""
+        self._first(self._remove_unfinished)
+
+    def _remove_unfinished(self):
         for path in self.directory.glob(f"*{_UNFINISHED}*"):
             path.rmtree()
         for path in self.directory.glob(f"{_REPLACED}*"):
@@ -204,8 +224,9 @@ class Store:
             path.rmtree() if new.exists() else path.rename(new)
 
     def _set_aside(self, step: int) -> str:
-        place = self.directory / f"damaged-{step}-{os.urandom(3).hex()}"
-        self._path(step).rename(place)
+        name = agreement.of_first(lambda: f"damaged-{step}-{os.urandom(3).hex()}")
+        place = self.directory / name
+        self._first(lambda: self._path(step).rename(place))
         self._manager.reload()
         return place.name
 
@@ -213,12 +234,29 @@ class Store:
         return self.directory / str(step)
 
     def _restored(self, step, items):
+        found = caught = None
         try:
-            return self._manager.restore(step, args=args.Composite(**items))
+            found = self._reader.restore(self._path(step), args=args.Composite(**items))
         except (PermissionError, ConnectionError, TimeoutError):
             raise  # says nothing of the checkpoint
         except Exception as error:  # what Orbax raises on damage is of many types
-            raise DamagedError(_reason(error)) from error
+            caught = error
+        failed = self._failed(caught)
+        if failed is not None:
+            raise DamagedError(failed) from caught
+        return found
+
+    def _first(self, do: Callable[[], Any]) -> None:
+        """Does something to the directory: one process does, and all wait for it."""
+        agreement.together(do if agreement.is_first() else lambda: None)
+
+    def _failed(self, error: Exception | None) -> str | None:
+        """Returns why something failed, on this process or on another that does the same."""
+        own = None if error is None else _reason(error)
+        if not self._writes:
+            return own
+        reasons = agreement.collected(own)
+        return own or next((f"{r} (process {i})" for i, r in enumerate(reasons) if r), None)
 
 
 def _reason(error: Exception) -> str:

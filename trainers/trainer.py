@@ -20,6 +20,7 @@ from trainers import task as tasks
 from trainers.batches import Batches, as_pipeline
 from trainers.callbacks import Callback
 from trainers.checkpoints import Checkpoints
+from trainers.config import identity
 from trainers.evaluation import Evaluator, predict
 from trainers.fit import Fit
 from trainers.layout import Layout, Rule
@@ -193,6 +194,7 @@ class Trainer:
                 "has the same number of records."
             )
         layout.expect_batch(self.batch_size, accumulate, self.pipeline.shards)
+        agreement.expect_same(identity(self.pipeline))
         memory.expect_data_fits(self.pipeline)
         self._batches = agreement.together(lambda: as_batches(self.pipeline, layout))
         self._rows = jax.jit(self._batches.rows, out_shardings=layout.replicated)

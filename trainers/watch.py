@@ -36,21 +36,27 @@ class Watch:
         self._spoiled = int(spoiled(state))  # such as the -inf of a mask: not ours to judge
         self._take(state, run.step, time.perf_counter())
 
-    def is_finite(self, state: State, step: int, *, thoroughly: bool = False) -> bool:
+    def is_due(self) -> bool:
+        """Returns whether it is time for another snapshot."""
+        return time.perf_counter() - self._taken > self._cost / _SHARE
+
+    def is_finite(
+        self, state: State, step: int, *, thoroughly: bool = False, keep: bool = False
+    ) -> bool:
         """Returns whether a state is finite, as far as the losses tell.
 
         Args:
             state: The state after `step` steps.
             step: The number of finished steps.
             thoroughly: Whether to look at the parameters as well, which costs a pass over them.
+            keep: Whether to take a snapshot of it, if it is.
         """
         if not _has_finite_losses(state):
             return False
         begun = time.perf_counter()
-        due = begun - self._taken > self._cost / _SHARE
-        if (thoroughly or due) and int(spoiled(state)) > self._spoiled:
+        if (thoroughly or keep) and int(spoiled(state)) > self._spoiled:
             return False
-        if due:
+        if keep:
             self._take(state, step, begun)
         return True
 

@@ -103,21 +103,21 @@ class EagerSourceBase(DataraxModule):
         return self._columns
 
     def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
-        """Returns some rows as NumPy arrays; host columns stay whole.
+        """Returns some rows of all columns: NumPy arrays of shape `(k, ...)`, and host columns.
 
         Args:
             rows: Row numbers, integers of shape `(k,)`.
         """
-        return jax.tree.map(
-            lambda column: column if isinstance(column, HostColumn) else np.asarray(column)[rows],
-            self.columns,
-            is_leaf=lambda column: isinstance(column, HostColumn),
-        )
+
+        def some(column):
+            return column.select(rows) if _is_host(column) else np.asarray(column[rows])
+
+        return jax.tree.map(some, self.columns, is_leaf=_is_host)
 
     def host_columns(self) -> tuple[HostColumn, ...]:
         """Returns the columns that are no arrays, nested ones too."""
-        nodes = jax.tree.leaves(self.columns, is_leaf=lambda x: isinstance(x, HostColumn))
-        return tuple(node for node in nodes if isinstance(node, HostColumn))
+        nodes = jax.tree.leaves(self.columns, is_leaf=_is_host)
+        return tuple(node for node in nodes if _is_host(node))
 
     def collect_to_array(self, sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
         """Returns all array columns, placed as `sharding` says.
@@ -153,7 +153,7 @@ class EagerSourceBase(DataraxModule):
         return jax.tree.map(
             lambda column: jax.ShapeDtypeStruct(column.shape[1:], column.dtype),
             self.columns,
-            is_leaf=lambda column: isinstance(column, HostColumn),
+            is_leaf=_is_host,
         )
 
     # --- order -----------------------------------------------------------------------------------
@@ -364,6 +364,10 @@ def _run_on(columns, epoch, index, seed, size, num_records):
     return gather(columns, records), records
 
 
+def _is_host(column) -> bool:
+    return isinstance(column, HostColumn)
+
+
 def _traced(*values) -> bool:
     return any(isinstance(value, jax.core.Tracer) for value in values)
 
@@ -396,7 +400,7 @@ def _placed(columns, sharding):
     for name, column in columns.items():
         if isinstance(column, dict):
             placed[name] = _placed(column, sharding)
-        elif isinstance(column, HostColumn):
+        elif _is_host(column):
             placed[name] = column
         else:
             parts = sharding.addressable_devices_indices_map(column.shape)
@@ -419,7 +423,7 @@ def _without_host(columns):
     return {
         name: _without_host(column) if isinstance(column, dict) else column
         for name, column in columns.items()
-        if not isinstance(column, HostColumn)
+        if not _is_host(column)
     }
 
 
@@ -430,7 +434,7 @@ def _records(rows, size) -> Iterator[dict[str, Any]]:
 
 
 def _common_length(data) -> int:
-    columns = jax.tree.leaves_with_path(data, is_leaf=lambda x: isinstance(x, HostColumn))
+    columns = jax.tree.leaves_with_path(data, is_leaf=_is_host)
     lengths = {jax.tree_util.keystr(path): len(column) for path, column in columns}
     if not lengths or not all(lengths.values()):
         raise ValueError(

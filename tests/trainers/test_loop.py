@@ -23,6 +23,7 @@ from tests.support.models import (
 )
 from trainers import Trainer
 from trainers.batches import Batches, as_pipeline
+from trainers.layout import Layout
 from trainers.loop import Loop
 from trainers.model import split
 from trainers.state import State, Window, strong
@@ -107,7 +108,7 @@ def test_the_cadence_does_not_change_a_bit_of_a_convolutional_model():
 
 def _parts(model, source, batch_size):
     """Returns the train step of an inferred task, its data and a function that makes its state."""
-    batches = Batches(as_pipeline(source, batch_size))
+    batches = Batches(as_pipeline(source, batch_size), Layout())
     task, optimizer = infer(model, {}, batches), optax.adamw(1e-3)
     objective = Objective(task.loss, task.metrics, task.label)
     definition, params, rest = split(model, nnx.Param, training=True)

@@ -15,6 +15,7 @@ from flax import nnx
 from datarax import HFEagerSource, HFStreamingSource, MixedSource, Pipeline
 from trainers import Checkpoints, Trainer
 from trainers.batches import as_pipeline
+from trainers.layout import Layout
 from trainers.streams import as_batches
 
 N = 50
@@ -46,7 +47,7 @@ def fit(source, model=None, **options):
 
 def ids(source, steps, batch_size=8):
     """The ids of the batches that a feed gives, and which of them count."""
-    batches = as_batches(as_pipeline(source, batch_size))
+    batches = as_batches(as_pipeline(source, batch_size), Layout())
     found, t = [], 0
     with contextlib.closing(batches.feed()) as feed:
         while t < steps:
