@@ -100,10 +100,12 @@ class Fit:
         plan, run, signals, pace = self.plan, self.run, self._signals, Pace()
         with self.clock.spent("compiling"):
             watch = Watch(plan, self._feed, self.state, run)
+        waits = False
         while True:
             # 1. What is due at this step, once: the log, the evaluation, the callbacks. A signal
-            #    leaves it undone; the next start does it, with the same state.
-            run.stopped = run.step > run.reported and self._report()
+            #    leaves it undone; the next start does it, with the same state. A log by itself
+            #    waits until the next chunk keeps the devices busy.
+            run.stopped = not waits and run.step > run.reported and self._report()
             if run.step >= plan.steps and run.step == run.reported:
                 return "finished"
             # 2. What clocks and signals say, all processes agree on, here and nowhere else: two
@@ -115,6 +117,8 @@ class Fit:
             asked = late or signals.preempted or signals.interrupted
             if asked and not self._is_finite(watch, thoroughly=True):
                 return "diverged"
+            if asked and waits:
+                waits = self._report()
             if signals.preempted:
                 return "preempted"
             if run.stopped or signals.interrupted:
@@ -131,9 +135,14 @@ class Fit:
             stop = min(self._next_due(), run.step + steps, served)
             if signals.platform_preempts(run.step, stop):
                 continue
-            with self.clock.spent("computing"), pace.measured(stop - run.step):
-                self.state = loop(self.state, data, run.step, stop)
-                jax.block_until_ready(self.state.loss)
+            with pace.measured(stop - run.step):
+                with self.clock.spent("computing"):
+                    finished = self._begin_window() if waits else None
+                    self.state = loop(self.state, data, run.step, stop)
+                if waits:
+                    self._log(finished)
+                with self.clock.spent("computing"):
+                    jax.block_until_ready(self.state.loss)
             run.step, run.epoch = stop, self._feed.epoch_at(stop)
             self._profile.end(stop)
             self._progress.advance(stop, pace.seconds)
@@ -141,6 +150,7 @@ class Fit:
             used = self._is_used() or self._keeper.is_due(run)
             if not self._is_finite(watch, thoroughly=used, keep=bool(keep)):
                 return "diverged"
+            waits = not used and _due(stop, plan.log_every)
 
     # --- divergence ------------------------------------------------------------------------------
 
@@ -189,17 +199,34 @@ class Fit:
                 run.history.append({"step": run.step, "epoch": run.epoch})
             run.history[-1] |= missing
         if log or stops:
-            window = plan.layout.replicate(Window.empty(plan.objective.metrics))
-            self.state = dataclasses.replace(self.state, window=window)
+            self._begin_window()
         run.reported = run.step
         if row or stops:
-            row = run.history[-1]
-            with self.clock.spent("reporting"):
-                self._writers.write_scalars(run.step, {k: v for k, v in row.items() if k != "step"})
-                self._progress.report(row)
+            self._write()
             with self.clock.spent("saving"):
                 self._keeper.save_best(run, self.state)
         return stops
+
+    def _log(self, window: Window) -> None:
+        """Logs a finished window, where nothing else is due at its last step."""
+        run = self.run
+        row = _prefixed("train/", window.compute())
+        run.history.append({"step": run.step, "epoch": run.epoch, **row})
+        run.reported = run.step
+        self._write()
+
+    def _write(self) -> None:
+        """Writes and shows the last row of the history."""
+        row = self.run.history[-1]
+        with self.clock.spent("reporting"):
+            self._writers.write_scalars(row["step"], {k: v for k, v in row.items() if k != "step"})
+            self._progress.report(row)
+
+    def _begin_window(self) -> Window:
+        """Begins a new window, and returns the one before, which no step changes any more."""
+        window = self.plan.layout.replicate(Window.empty(self.plan.objective.metrics))
+        before, self.state = self.state.window, dataclasses.replace(self.state, window=window)
+        return before
 
     def _measured(self, log: bool, evaluate: bool) -> dict[str, float] | None:
         """Returns the metrics asked for, None where a signal came in between."""
@@ -223,10 +250,12 @@ class Fit:
         return any(answers)
 
     def _is_used(self) -> bool:
-        """Returns whether an evaluation or a callback looks at the parameters of this step."""
+        """Returns whether an evaluation, a callback or a save looks at the parameters of a step."""
         plan, step = self.plan, self.run.step
         cadences = [plan.eval_every] if plan.evaluators else []
         cadences += [c.steps if isinstance(c, every) else plan.log_every for c in plan.callbacks]
+        best = plan.checkpoint.best  # a log may make this step the best one, which is saved
+        cadences += [plan.log_every] if best is not None and best[0].startswith("train/") else []
         return step >= plan.steps or any(_due(step, n) for n in cadences)
 
     def _next_due(self) -> int:
