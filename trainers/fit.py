@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 from typing import Any
 
 import jax
@@ -100,12 +101,11 @@ class Fit:
         plan, run, signals, pace = self.plan, self.run, self._signals, Pace()
         with self.clock.spent("compiling"):
             watch = Watch(plan, self._feed, self.state, run)
-        waits = False
+        ahead = False  # whether the last chunk may run still: only its log is due, and not yet done
         while True:
             # 1. What is due at this step, once: the log, the evaluation, the callbacks. A signal
-            #    leaves it undone; the next start does it, with the same state. A log by itself
-            #    waits until the next chunk keeps the devices busy.
-            run.stopped = not waits and run.step > run.reported and self._report()
+            #    leaves it undone; the next start does it, with the same state.
+            run.stopped = not ahead and run.step > run.reported and self._report()
             if run.step >= plan.steps and run.step == run.reported:
                 return "finished"
             # 2. What clocks and signals say, all processes agree on, here and nowhere else: two
@@ -117,15 +117,16 @@ class Fit:
             asked = late or signals.preempted or signals.interrupted
             if asked and not self._is_finite(watch, thoroughly=True):
                 return "diverged"
-            if asked and waits:
-                waits = self._report()
+            if asked and ahead:
+                self._reached(pace)
+                ahead = self._report()
             if signals.preempted:
                 return "preempted"
             if run.stopped or signals.interrupted:
                 return "stopped"
             # 3. Save after that and before the data moves on, so that the model, the data and the
             #    history never disagree by one.
-            if late or self._keeper.is_due(run):
+            if late or self._keeper.is_due(run.step):
                 with self.clock.spent("saving"):
                     self._keeper.save(run, self.state)
             # 4. A chunk of steps: up to the next thing that is due, or about two seconds.
@@ -135,22 +136,32 @@ class Fit:
             stop = min(self._next_due(), run.step + steps, served)
             if signals.platform_preempts(run.step, stop):
                 continue
-            with pace.measured(stop - run.step):
-                with self.clock.spent("computing"):
-                    finished = self._begin_window() if waits else None
-                    self.state = loop(self.state, data, run.step, stop)
-                if waits:
-                    self._log(finished)
-                with self.clock.spent("computing"):
-                    jax.block_until_ready(self.state.loss)
+            if not ahead:
+                pace.begin(run.step)
+            with self.clock.spent("computing"):
+                window = self._begin_window() if ahead else None
+                self.state = loop(self.state, data, run.step, stop)
+            # 5. While that runs, the log of the chunk before it; and where only a log is due after
+            #    it, the next one is sent off behind it, so that the devices never wait for a log.
+            #    Both are within two seconds.
+            finite = not ahead or self._log(window, pace)
+            ahead = finite and not keep and 2 * (stop - run.step) <= steps and self._only_logs(stop)
             run.step, run.epoch = stop, self._feed.epoch_at(stop)
+            if ahead:
+                continue
+            self._reached(pace)
             self._profile.end(stop)
-            self._progress.advance(stop, pace.seconds)
-            # 5. Nothing is logged, evaluated or saved of a state that is not finite.
-            used = self._is_used() or self._keeper.is_due(run)
+            # 6. Nothing is logged, evaluated or saved of a state that is not finite.
+            used = self._is_used(stop) or self._keeper.is_due(stop)
             if not self._is_finite(watch, thoroughly=used, keep=bool(keep)):
                 return "diverged"
-            waits = not used and _due(stop, plan.log_every)
+
+    def _reached(self, pace: Pace, window: Window | None = None) -> None:
+        """Waits until step `run.step` is finished."""
+        with self.clock.spent("computing"):
+            jax.block_until_ready((window or self.state.window).loss)
+        pace.end(self.run.step)
+        self._progress.advance(self.run.step, pace.seconds)
 
     # --- divergence ------------------------------------------------------------------------------
 
@@ -207,13 +218,18 @@ class Fit:
                 self._keeper.save_best(run, self.state)
         return stops
 
-    def _log(self, window: Window) -> None:
-        """Logs a finished window, where nothing else is due at its last step."""
+    def _log(self, window: Window, pace: Pace) -> bool:
+        """Logs a window, where nothing else is due at its last step, unless it is not finite."""
         run = self.run
+        self._reached(pace, window)
+        if not math.isfinite(float(window.loss)):
+            self.state = dataclasses.replace(self.state, window=window)
+            return False
         row = _prefixed("train/", window.compute())
         run.history.append({"step": run.step, "epoch": run.epoch, **row})
         run.reported = run.step
         self._write()
+        return True
 
     def _write(self) -> None:
         """Writes and shows the last row of the history."""
@@ -249,9 +265,14 @@ class Fit:
         self.run.settle()
         return any(answers)
 
-    def _is_used(self) -> bool:
+    def _only_logs(self, step: int) -> bool:
+        """Returns whether nothing is due after a step but a log."""
+        other = self._is_used(step) or self._keeper.is_due(step) or step in self._profile.bounds()
+        return not other and _due(step, self.plan.log_every)
+
+    def _is_used(self, step: int) -> bool:
         """Returns whether an evaluation, a callback or a save looks at the parameters of a step."""
-        plan, step = self.plan, self.run.step
+        plan = self.plan
         cadences = [plan.eval_every] if plan.evaluators else []
         cadences += [c.steps if isinstance(c, every) else plan.log_every for c in plan.callbacks]
         best = plan.checkpoint.best  # a log may make this step the best one, which is saved

@@ -172,10 +172,10 @@ class Keeper:
 
     # --- saving ----------------------------------------------------------------------------------
 
-    def is_due(self, run: Run) -> bool:
-        """Returns whether a checkpoint is due at this step."""
+    def is_due(self, step: int) -> bool:
+        """Returns whether a checkpoint is due at a step."""
         every = self._plan.checkpoint.every
-        return self._store is not None and run.step > 0 and run.step % every == 0
+        return self._store is not None and step > 0 and step % every == 0
 
     def is_late(self) -> bool:
         """Returns whether a checkpoint is due by the clock."""

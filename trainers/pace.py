@@ -25,7 +25,17 @@ class Pace:
     @contextmanager
     def measured(self, steps: int) -> Iterator[None]:
         """Learns from the time that the block, a chunk of `steps` steps, takes."""
-        begun = time.perf_counter()
+        self.begin(0)
         yield
-        self.seconds = max(time.perf_counter() - begun, 1e-6)
+        self.end(steps)
+
+    def begin(self, step: int) -> None:
+        """Notes that a chunk begins at `step`."""
+        self._step, self._begun = step, time.perf_counter()
+
+    def end(self, step: int) -> None:
+        """Learns from the time up to `step`, where another chunk may have begun."""
+        steps, begun = step - self._step, self._begun
+        self.begin(step)
+        self.seconds = max(self._begun - begun, 1e-6)
         self._steps = max(1, min(int(steps * SECONDS / self.seconds), 8 * self._steps))
