@@ -101,7 +101,7 @@ class Fit:
         plan, run, signals, pace = self.plan, self.run, self._signals, Pace()
         with self.clock.spent("compiling"):
             watch = Watch(plan, self._feed, self.state, run)
-        ahead = False  # whether the last chunk may run still: only its log is due, and not yet done
+        ahead = False  # whether the last chunk runs still, and nothing but its log is due
         while True:
             # 1. What is due at this step, once: the log, the evaluation, the callbacks. A signal
             #    leaves it undone; the next start does it, with the same state.
@@ -118,7 +118,7 @@ class Fit:
             if asked and not self._is_finite(watch, thoroughly=True):
                 return "diverged"
             if asked and ahead:
-                self._reached(pace)
+                self._reached(pace, self.state.window)
                 ahead = self._report()
             if signals.preempted:
                 return "preempted"
@@ -141,25 +141,24 @@ class Fit:
             with self.clock.spent("computing"):
                 window = self._begin_window() if ahead else None
                 self.state = loop(self.state, data, run.step, stop)
-            # 5. While that runs, the log of the chunk before it; and where only a log is due after
-            #    it, the next one is sent off behind it, so that the devices never wait for a log.
-            #    Both are within two seconds.
+            # 5. Where nothing but a log is due after a chunk, it is done once the next is sent off,
+            #    so that the devices do not wait for it. Both are within two seconds then.
             finite = not ahead or self._log(window, pace)
             ahead = finite and not keep and 2 * (stop - run.step) <= steps and self._only_logs(stop)
             run.step, run.epoch = stop, self._feed.epoch_at(stop)
             if ahead:
                 continue
-            self._reached(pace)
+            self._reached(pace, self.state.window)
             self._profile.end(stop)
             # 6. Nothing is logged, evaluated or saved of a state that is not finite.
             used = self._is_used(stop) or self._keeper.is_due(stop)
             if not self._is_finite(watch, thoroughly=used, keep=bool(keep)):
                 return "diverged"
 
-    def _reached(self, pace: Pace, window: Window | None = None) -> None:
-        """Waits until step `run.step` is finished."""
+    def _reached(self, pace: Pace, window: Window) -> None:
+        """Waits until step `run.step` is finished, which gives `window`."""
         with self.clock.spent("computing"):
-            jax.block_until_ready((window or self.state.window).loss)
+            jax.block_until_ready(window.loss)
         pace.end(self.run.step)
         self._progress.advance(self.run.step, pace.seconds)
 
@@ -219,10 +218,11 @@ class Fit:
         return stops
 
     def _log(self, window: Window, pace: Pace) -> bool:
-        """Logs a window, where nothing else is due at its last step, unless it is not finite."""
+        """Logs a window that the state has left behind; returns False where it is not finite."""
         run = self.run
         self._reached(pace, window)
         if not math.isfinite(float(window.loss)):
+            # Put back for the watch to see: a chunk sent off in the meantime changes nothing.
             self.state = dataclasses.replace(self.state, window=window)
             return False
         row = _prefixed("train/", window.compute())
@@ -266,9 +266,9 @@ class Fit:
         return any(answers)
 
     def _only_logs(self, step: int) -> bool:
-        """Returns whether nothing is due after a step but a log."""
+        """Returns whether a log is due after a step and nothing else, not even an agreement."""
         other = self._is_used(step) or self._keeper.is_due(step) or step in self._profile.bounds()
-        return not other and _due(step, self.plan.log_every)
+        return jax.process_count() == 1 and not other and _due(step, self.plan.log_every)
 
     def _is_used(self, step: int) -> bool:
         """Returns whether an evaluation, a callback or a save looks at the parameters of a step."""

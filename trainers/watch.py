@@ -7,13 +7,14 @@ from typing import Any
 
 from trainers.batches import Feed
 from trainers.divergence import Divergence, find, spoiled
+from trainers.pace import SECONDS
 from trainers.plan import Plan
 from trainers.run import Run
 from trainers.snapshot import Snapshot
 from trainers.state import State
 from trainers.streams import StreamFeed
 
-_SHARE = 0.0025  # of the time goes into snapshots, at most
+_SHARE = 0.0025  # of the time goes into snapshots, at most; a chunk's time is soon run again
 
 
 class Watch:
@@ -38,7 +39,7 @@ class Watch:
 
     def is_due(self) -> bool:
         """Returns whether it is time for another snapshot."""
-        return time.perf_counter() - self._taken > self._cost / _SHARE
+        return time.perf_counter() - self._taken > max(SECONDS, self._cost / _SHARE)
 
     def is_finite(
         self, state: State, step: int, *, thoroughly: bool = False, keep: bool = False
