@@ -248,6 +248,18 @@ def test_a_mesh_of_make_mesh_will_do(replicated, types, shards):
     np.testing.assert_allclose(losses(result), replicated[shards], rtol=1e-5)
 
 
+@pytest.mark.parametrize("sharding", ["replicate", "fsdp"])
+@pytest.mark.parametrize("shards", [1, 8])
+def test_any_devices_in_any_order_will_do(replicated, shards, sharding):
+    where = Mesh(np.array(jax.devices()[:3:-1]), ("data",))  # the last four, the last first
+    source = memory(points(101), shuffle=True)
+    _ = source.data  # which is on the first
+    one = trainer(Wide(), where, source, shards=shards, sharding=sharding)
+    np.testing.assert_allclose(losses(one.fit()), replicated[shards], rtol=1e-5)
+    assert one.predict(source).shape == (101, 3)
+    assert one.evaluate(source)["loss"] > 0
+
+
 @pytest.mark.parametrize("shards", [1, 4])
 def test_an_axis_that_is_no_data_axis_computes_the_same_rows(shards):
     """So four parts, which 4 shards and a batch of 12 can be spread over."""
