@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 
+AGAIN = 75  # exit status of a process that was preempted: no failure to look into
 LINES = 30  # shown of a process that failed
 
 
@@ -72,7 +73,7 @@ class Processes:
         self.send(signal.SIGKILL)
         for index, process in enumerate(self._processes):
             code = process.wait()
-            if index and code:
+            if index and code not in (0, AGAIN):
                 output = self._outputs[index - 1]
                 output.seek(0)
                 print(f"--- process {index}, exit status {code}:", file=sys.stderr)
