@@ -36,9 +36,11 @@ class Processes:
     def __init__(self, command: list[str], count: int, devices: int):
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            address = "localhost:{}".format(free.getsockname()[1])
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        self._outputs = [tempfile.TemporaryFile("w+") for _ in range(1, count)]
+            address = f"localhost:{free.getsockname()[1]}"
+        flags = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        )
+        self._outputs = [tempfile.TemporaryFile("w+") for _ in range(1, count)]  # noqa: SIM115
         self._processes = []
         for index in range(count):
             output = None if index == 0 else self._outputs[index - 1]
