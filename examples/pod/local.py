@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-AGAIN = 75  # exit status of a process that was preempted: no failure to look into
+ASKED = 0, 75, 130  # exit status of a process that finished, was preempted, or had Ctrl-C
 LINES = 30  # shown of a process that failed
 
 
@@ -75,7 +75,7 @@ class Processes:
         self.send(signal.SIGKILL)
         for index, process in enumerate(self._processes):
             code = process.wait()
-            if index and code not in (0, AGAIN):
+            if index and code not in ASKED:
                 output = self._outputs[index - 1]
                 output.seek(0)
                 print(f"--- process {index}, exit status {code}:", file=sys.stderr)
