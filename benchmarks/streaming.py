@@ -5,18 +5,33 @@ batches, `to_numpy` and its state after each; row by row with `with_format("nump
 `HFStreamingSource`, whose state is taken after each batch too. What is compared runs in turn.
 """
 
+import contextlib
+import io
 import itertools
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import jax
 import numpy as np
+import pyarrow as pa
+from flax import nnx
 
 from benchmarks.timing import seconds, summary, versions
-from datarax import HFStreamingSource, prefetch_to_device
+from datarax import (
+    HFEagerSource,
+    HFStreamingSource,
+    StreamingSourceBase,
+    prefetch_to_device,
+)
+from datarax.shards import TableShards
+from datarax.sources.base import SourceConfigBase
+from trainers import Trainer, every
+
+TRAINED = 128  # records in a batch of a trained model
 
 ROWS, FILES, BATCH, TURNS = 2_000_000, 8, 1024, 7
 SLEEP, STEPS = 0.01, 100
@@ -47,6 +62,7 @@ def main() -> None:
             ratios.append(slow / (seconds(lambda: ours(stream, host=False)) / ROWS))
         print(f"  {'get_batch (JAX arrays)':36} {summary(ratios)}")
     overlap()
+    training()
     memory()
 
 
@@ -110,6 +126,80 @@ def overlap() -> None:
                 took = time.perf_counter() - start
             ratios.append(took / max(alone, computing))
         print(f"  {name:36} {summary(ratios)}")
+
+
+class Waiting(TableShards):
+    """Rows that come a batch at a time, each after a pause, as over a network."""
+
+    def __init__(self, dataset: datasets.Dataset, pause: float):
+        super().__init__(dataset)
+        self.pause, self.num_shards = pause, 1
+
+    def open(self, shard: int, state: int | None) -> Iterator[tuple[pa.Table, int]]:
+        for start in range(state or 0, self.length, TRAINED):
+            time.sleep(self.pause)
+            yield self._read(start, TRAINED), start + TRAINED
+
+
+class Net(nnx.Module):
+    """A model whose step takes about ten milliseconds."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(n, 512, rngs=rngs) for n in (64, 512, 512)])
+        self.out = nnx.Linear(512, 1, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return self.out(x)
+
+
+def training() -> None:
+    """`Trainer.fit` on a stream whose reader waits, beside the same data held eagerly."""
+    x = np.random.default_rng(0).normal(size=(50 * TRAINED, 64)).astype(np.float32)
+    data = datasets.Dataset.from_dict({"x": x, "target": x[:, 0]})
+    eager = HFEagerSource.from_dataset(data)
+
+    def stream(pause: float) -> StreamingSourceBase:
+        return StreamingSourceBase(SourceConfigBase(), Waiting(data, pause))
+
+    def reading(pause: float) -> float:
+        batches = itertools.chain.from_iterable(
+            map(
+                StreamingSourceBase.epoch_batches,
+                itertools.repeat(stream(pause)),
+                itertools.repeat(TRAINED),
+            )
+        )
+        return seconds(lambda: [next(batches) for _ in range(STEPS)]) / STEPS
+
+    for share, name in ((0.5, "reading half as long as a step"), (1.0, "as long as a step")):
+        against_eager, against_longer = [], []
+        for _ in range(TURNS):
+            step = fitted(eager)
+            pause = share * step
+            took, alone = fitted(stream(pause)), reading(pause)
+            step = (step + fitted(eager)) / 2
+            against_eager.append(took / step)
+            against_longer.append(took / max(step, alone))
+        print(f"Time of a step of Trainer.fit on a stream, {name} ({step * 1e3:.1f} ms):")
+        print(f"  {'/ the same data held eagerly':36} {summary(against_eager)}")
+        print(f"  {'/ the longer of reading and eager':36} {summary(against_longer)}")
+
+
+def fitted(source: object) -> float:
+    """Returns the seconds a step of a run takes, compilation left out."""
+    times = []
+    trainer = Trainer(
+        Net(nnx.Rngs(0)),
+        source,
+        batch_size=TRAINED,
+        steps=3 * STEPS,
+        callbacks=[every(STEPS, lambda run: times.append(time.perf_counter()))],
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # the trainer's progress
+        trainer.fit()
+    return (times[-1] - times[0]) / (2 * STEPS)
 
 
 def memory() -> None:

@@ -1,6 +1,7 @@
 """Batches of a stream by step number: read ahead in blocks while the loop runs through the last."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from trainers.batches import Batches, formed_spec
 
 _BYTES = 32 << 20  # of a block at most
 _BATCHES = 32  # in a block at most
-_SECONDS = 0.1  # that reading a block may take: so long the loop waits for the first
+_SECONDS = 0.05  # that reading a block may take: so long the loop waits where reading is slower
+_AHEAD = 2  # blocks that are ready or being read: with one, reader and loop would wait in turn
 
 
 class StreamBatches:
@@ -133,7 +135,7 @@ class _Block(NamedTuple):
 
 
 class StreamFeed:
-    """Reads a stream for a run, on a thread, a block ahead of the loop.
+    """Reads a stream for a run, on a thread, a few blocks ahead of the loop.
 
     How many batches a block holds depends on the time they take to read; the batches do not.
 
@@ -150,7 +152,9 @@ class StreamFeed:
             self._source.set_state(state)
         self._size = 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainers-read")
-        self._next: Future[_Block] = self._pool.submit(self._read)
+        self._ahead: deque[Future[_Block]] = deque()
+        for _ in range(_AHEAD):
+            self._ahead.append(self._pool.submit(self._read))
         self._block: _Block | None = None
         self._start = t  # the step of the block's first batch
 
@@ -181,16 +185,17 @@ class StreamFeed:
 
     def close(self) -> None:
         """Ends the reading."""
-        self._next.cancel()
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
         self._source.close()
 
     def _reach(self, t: int) -> _Block:
         while self._block is None or t >= self._start + self._block.filled:
+            following = self._ahead[0].result()  # an error is raised again where it is asked again
+            self._ahead.popleft()
+            self._ahead.append(self._pool.submit(self._read))
             if self._block is not None:
                 self._start += self._block.filled
-            self._block = self._next.result()
-            self._next = self._pool.submit(self._read)
+            self._block = following
         return self._block
 
     def _read(self) -> _Block:
