@@ -17,7 +17,8 @@ from trainers.batches import Batches, formed_spec
 
 _BYTES = 32 << 20  # of a block at most
 _BATCHES = 32  # in a block at most
-_SECONDS = 0.05  # that reading a block may take: so long the loop waits where reading is slower
+_SECONDS = 0.05  # that reading a block may take where the loop waits for it
+_LONGER = 0.3  # where the loop does not wait: the fewer blocks, the less time between them
 _AHEAD = 2  # blocks that are ready or being read: with one, reader and loop would wait in turn
 
 
@@ -137,7 +138,8 @@ class _Block(NamedTuple):
 class StreamFeed:
     """Reads a stream for a run, on a thread, a few blocks ahead of the loop.
 
-    How many batches a block holds depends on the time they take to read; the batches do not.
+    How many batches a block holds depends on the time they take to read and on whether the loop
+    waits for them; the batches do not.
 
     Args:
         batches: The batches.
@@ -150,7 +152,7 @@ class StreamFeed:
         self._source = batches.source.clone()
         if state is not None:
             self._source.set_state(state)
-        self._size = 1
+        self._size, self._waits = 1, True
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainers-read")
         self._ahead: deque[Future[_Block]] = deque()
         for _ in range(_AHEAD):
@@ -190,6 +192,7 @@ class StreamFeed:
 
     def _reach(self, t: int) -> _Block:
         while self._block is None or t >= self._start + self._block.filled:
+            self._waits = not self._ahead[0].done()
             following = self._ahead[0].result()  # an error is raised again where it is asked again
             self._ahead.popleft()
             self._ahead.append(self._pool.submit(self._read))
@@ -209,7 +212,7 @@ class StreamFeed:
         if not block.filled:
             raise ValueError("The stream has no record that can be read.")
         seconds = (time.perf_counter() - begun) / block.filled
-        fitting = int(_SECONDS / max(seconds, 1e-6))
+        fitting = int((_SECONDS if self._waits else _LONGER) / max(seconds, 1e-6))
         self._size = max(1, min(fitting, 4 * self._size, self._batches.capacity))
         data = self._batches.place(block.columns, block.valid, block.places)
         return _Block(data, block.filled, block.positions, block.epoch)
