@@ -1,4 +1,4 @@
-"""Streams beside what a user would write: `python -m benchmarks.streaming` (about a minute).
+"""Streams beside what a user would write: `python -m benchmarks.streaming` (about two minutes).
 
 Numeric Parquet files on this machine, read in batches of 1,024: by hand with `datasets`' Arrow
 batches, `to_numpy` and its state after each; row by row with `with_format("numpy")`; and with
