@@ -134,6 +134,17 @@ class MixedSource(DataraxModule):
             raise
         return jax.tree.map(lambda *columns: _joined(columns)[place], *parts)
 
+    def get_batch_at(self, start: Any, size: int, key: jax.Array | None = None) -> dict[str, Any]:
+        """Raises, since a mixture cannot be indexed.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            f"{self._label()} is a mixture and cannot be indexed: use get_batch(n) or iterate over "
+            "it."
+        )
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields records without end."""
         while True:
