@@ -45,6 +45,7 @@ def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax
         `int32` array of `index`'s shape (broadcast with `seed`), values in `[0, num_records)`.
 
     Raises:
+        TypeError: If `index` holds no integers.
         ValueError: If `num_records`, a concrete `seed` or `rounds` is out of its range.
 
     Example:
@@ -57,7 +58,7 @@ def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax
     if isinstance(seed, (int, np.integer)):
         expect_between("seed", seed, 0, 2**32 - 1)
         seed = np.uint32(seed)
-    return _index_shuffle(index, seed, num_records, rounds)
+    return _index_shuffle(_integers("index", index), seed, num_records, rounds)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -224,10 +225,17 @@ def run_on(epoch, index, size: int, *, num_records: int, seed=None) -> jax.Array
 def _modulo(start, num_records):
     if isinstance(start, (int, np.integer)):
         return np.uint32(int(start) % num_records)
-    start = jnp.asarray(start)
+    start = _integers("start", start)
     if num_records > np.iinfo(start.dtype).max:  # 2**31 divides 2**32: wrapping does no harm
         start = start.astype(jnp.uint32)
     return (start % np.asarray(num_records, start.dtype)).astype(jnp.uint32)
+
+
+def _integers(name, value):
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, np.integer):
+        raise TypeError(f"{name}={value}: expected an integer, found {value.dtype}.")
+    return value
 
 
 def _arange(size):

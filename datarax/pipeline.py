@@ -11,7 +11,7 @@ from flax import nnx
 
 from datarax import order
 from datarax.batch import gather, has_host, merged, parted, with_host_rows
-from datarax.errors import expect_between
+from datarax.errors import expect_between, listed
 from datarax.graph import Graph, Stage
 from datarax.sources.base import EagerSourceBase
 from datarax.sources.mixed import MixedSource
@@ -62,6 +62,13 @@ class Pipeline(nnx.Module):
                 "HFEagerSource(config) or MemorySource(config, data)."
             )
         expect_between("batch_size", batch_size, 1, order.MAX_RECORDS)
+        if not isinstance(rngs, nnx.Rngs | None):
+            raise TypeError(f"rngs={rngs!r}: expected random streams, rngs=nnx.Rngs(0).")
+        if rngs is not None and "default" not in rngs:
+            raise ValueError(
+                f"rngs has the streams {listed(rngs)}, and stages draw from 'default': write "
+                "rngs=nnx.Rngs(0), or nnx.Rngs(default=0, ...)."
+            )
         self.source = source
         self.stages = stages if isinstance(stages, Graph) else Graph.chain(stages)
         self.batch_size = batch_size
@@ -221,6 +228,8 @@ class Pipeline(nnx.Module):
         columns = self.source.data
         if not has_host(columns) or isinstance(records, jax.core.Tracer):
             return batch
+        if not isinstance(batch, dict):  # without names there is no place for host columns
+            return batch
         records = np.asarray(records)
         rest = {k: v for k, v in columns.items() if k in batch or has_host({k: v})}
         return {**with_host_rows({**batch}, rest, records), **batch}
@@ -234,7 +243,7 @@ class Pipeline(nnx.Module):
             definition, state, arrays, self.key.get_value(), np.uint32(block.epoch), block.places[0]
         )
         nnx.update(self.stages, state)
-        return _first(size, merged(host, batch))
+        return _first(size, merged(host, batch) if isinstance(batch, dict) else batch)
 
     def _static(self):
         return self.batch_size, self.source.length
@@ -256,6 +265,15 @@ class Pipeline(nnx.Module):
         if self.drop_remainder:
             return self.source.length // self.batch_size
         return order.steps_per_epoch(self.source.length, self.batch_size)
+
+
+def _pair(result):
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"step_fn returned a {type(result).__name__}: with init_carry it gets the carry and "
+            "returns two things, return carry, out."
+        )
+    return result
 
 
 def _first(size, batch):
@@ -301,7 +319,7 @@ def _scan(static, start, data):
         )
         nnx.update(stages, stages_state)
         if carries:
-            user, out = step_fn(user, *modules, batch)
+            user, out = _pair(step_fn(user, *modules, batch))
         else:
             out = step_fn(*modules, batch)
         state = nnx.state((stages, modules))
