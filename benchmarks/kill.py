@@ -1,14 +1,15 @@
 """Kills a training run at random moments, again and again, and compares how it ends.
 
-    python -m benchmarks.kill [--kills 100] [--seed 0]
+    python -m benchmarks.kill [--kills 100] [--seed 0] [--data eager | stream]
 
-A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffled source, with a
-stage that draws random numbers, an average of the parameters, evaluation, callbacks and a
-checkpoint every few steps. It gets SIGKILL or SIGTERM: some while it starts and compiles, some at
-any moment of the training, some while a checkpoint is being written. It is started again until it
-is finished, and then everything it leaves must be that of a run nobody disturbed, bit for bit: the
-variables, the optimizer's state, the history, and `metrics.jsonl` but for its times. About five
-seconds a kill on two CPU cores.
+A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffled source, which is
+held in memory or streamed from files and read ahead, with a stage that draws random numbers, an
+average of the parameters, evaluation, callbacks and a checkpoint every few steps. It gets SIGKILL
+or SIGTERM: some while it starts and compiles, some at any moment of the training, some while a
+checkpoint is being written. It is started again until it is finished, and then everything it leaves
+must be that of a run nobody disturbed, bit for bit: the variables, the optimizer's state, the
+history, the stream's position, and `metrics.jsonl` but for its times. Five to ten seconds a kill on
+two CPU cores.
 """
 
 import argparse
@@ -24,9 +25,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+ROWS = 1003  # of the training data: the last batch of an epoch is a short one
 
 
-def train(workdir: Path, steps: int) -> None:
+def train(workdir: Path, steps: int, data: str) -> None:
     """Trains to the end, or until a signal comes; at the end, writes `result.json`."""
     import jax
     import numpy as np
@@ -56,18 +60,16 @@ def train(workdir: Path, steps: int) -> None:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses, {"logits": logits}
 
-    def points(n, seed):
-        rng = np.random.default_rng(seed)
-        x = rng.normal(size=(n, 16)).astype(np.float32)
-        return {"x": x, "label": (x[:, :5] + rng.normal(size=(n, 5))).argmax(1).astype(np.int32)}
-
     def note(run):
         run.history[-1]["norm"] = float(optax.tree.norm(nnx.state(run.model(), nnx.Param)))
 
-    train = MemorySource(MemorySourceConfig(shuffle=True, seed=3), points(1003, 0))
+    sources = {
+        "eager": lambda: MemorySource(MemorySourceConfig(shuffle=True, seed=3), points(ROWS, 0)),
+        "stream": lambda: streamed(workdir.parent / "files"),
+    }
     result = Trainer(
         Model(nnx.Rngs(params=0, dropout=1)),
-        Pipeline(source=train, stages=[jitter], batch_size=32, rngs=nnx.Rngs(2)),
+        Pipeline(source=sources[data](), stages=[jitter], batch_size=32, rngs=nnx.Rngs(2)),
         loss=loss,
         optimizer=optax.adam(optax.cosine_decay_schedule(1e-2, steps)),
         eval_source=MemorySource(MemorySourceConfig(), points(515, 1)),
@@ -88,6 +90,36 @@ def train(workdir: Path, steps: int) -> None:
         end = {"arrays": sums, "history": result.history, "metrics": result.metrics}
         end |= {"status": result.status, "step": result.step, "best": result.best}
         (workdir / "result.json").write_text(json.dumps(end, indent=1))
+
+
+def points(n: int, seed: int) -> dict[str, Any]:
+    """Returns `x` float32 `(n, 16)` and `label` int32 `(n,)`."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 16)).astype(np.float32)
+    return {"x": x, "label": (x[:, :5] + rng.normal(size=(n, 5))).argmax(1).astype(np.int32)}
+
+
+def write_files(folder: Path) -> None:
+    """Writes the stream's Parquet files, of different lengths."""
+    import datasets
+
+    data, start = datasets.Dataset.from_dict(points(ROWS, 0)), 0
+    folder.mkdir(parents=True)
+    for number, stop in enumerate((40, 200, 201, 500, 640, 777, ROWS)):
+        data.select(range(start, stop)).to_parquet(folder / f"train-{number}.parquet")
+        start = stop
+
+
+def streamed(folder: Path) -> Any:
+    """Returns a shuffled stream of those files: a window is a third of an epoch."""
+    import datasets
+
+    from datarax import HFStreamingSource
+
+    rows = datasets.load_dataset(str(folder), split="train", streaming=True)
+    return HFStreamingSource.from_dataset(rows, shuffle=True, seed=3, shuffle_buffer_size=300)
 
 
 def _without_keys(leaves):
@@ -200,10 +232,10 @@ def _flat(tree):
         yield jax.tree_util.keystr(path), leaf
 
 
-def _start(workdir: Path, steps: int) -> subprocess.Popen:
+def _start(workdir: Path, args: argparse.Namespace) -> subprocess.Popen:
     workdir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-W", "error", "-m", "benchmarks.kill"]
-    command += ["--steps", str(steps), "--workdir", str(workdir)]
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.kill", "--data", args.data]
+    command += ["--steps", str(args.steps), "--workdir", str(workdir)]
     environment = {"JAX_PLATFORMS": "cpu", **os.environ}
     with (workdir / "output").open("a") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, env=environment)
@@ -220,16 +252,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=120, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", choices=["eager", "stream"], default="eager")
     parser.add_argument("--keep", type=Path, help="a folder for the runs' workdirs")
     parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)  # of the run to be killed
     args = parser.parse_args()
     if args.workdir is not None:
-        return train(args.workdir, args.steps)
+        return train(args.workdir, args.steps, args.data)
 
     root = args.keep or Path(tempfile.mkdtemp(prefix="datarax-kill-"))
+    if args.data == "stream":
+        write_files(root / "files")
     begun, moments, different = time.time(), Moments(args.seed), []
     whole = root / "whole"
-    process = _start(whole, args.steps)
+    process = _start(whole, args)
     _ends_well(process, whole)
     print(f"undisturbed run: {time.time() - begun:.1f} s", flush=True)
     runs = 0
@@ -238,7 +273,7 @@ def main() -> None:
         if runs % 2 == 0:  # every other one compiles anew
             shutil.copytree(whole / "compilation", workdir / "compilation")
         while not finished:
-            process = _start(workdir, args.steps)
+            process = _start(workdir, args)
             struck = sum(moments.counts.values()) < args.kills and moments.strike(process, workdir)
             kills += struck
             _ends_well(process, workdir)

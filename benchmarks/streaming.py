@@ -1,22 +1,40 @@
-"""Streams beside what a user would write: `python -m benchmarks.streaming` (about a minute).
+"""Streams beside what a user would write: `python -m benchmarks.streaming` (about two minutes).
 
 Numeric Parquet files on this machine, read in batches of 1,024: by hand with `datasets`' Arrow
 batches, `to_numpy` and its state after each; row by row with `with_format("numpy")`; and with
 `HFStreamingSource`, whose state is taken after each batch too. What is compared runs in turn.
 """
 
+import contextlib
+import io
 import itertools
+import logging
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
 import jax
 import numpy as np
+import pyarrow as pa
+from flax import nnx
 
 from benchmarks.timing import seconds, summary, versions
-from datarax import HFStreamingSource, prefetch_to_device
+from datarax import (
+    HFEagerSource,
+    HFStreamingSource,
+    StreamingSourceBase,
+    prefetch_to_device,
+)
+from datarax.shards import TableShards
+from datarax.sources.base import SourceConfigBase
+from trainers import Trainer, every
+from trainers.run import Run
+
+TRAINED = 128  # records in a batch of a trained model
 
 ROWS, FILES, BATCH, TURNS = 2_000_000, 8, 1024, 7
 SLEEP, STEPS = 0.01, 100
@@ -47,6 +65,7 @@ def main() -> None:
             ratios.append(slow / (seconds(lambda: ours(stream, host=False)) / ROWS))
         print(f"  {'get_batch (JAX arrays)':36} {summary(ratios)}")
     overlap()
+    training()
     memory()
 
 
@@ -110,6 +129,114 @@ def overlap() -> None:
                 took = time.perf_counter() - start
             ratios.append(took / max(alone, computing))
         print(f"  {name:36} {summary(ratios)}")
+
+
+class Waiting(TableShards):
+    """Rows that come a batch at a time, each after a pause, as over a network."""
+
+    pause = 0.0
+
+    def __init__(self, dataset: datasets.Dataset):
+        super().__init__(dataset)
+        self.num_shards = 1
+
+    def open(self, shard: int, state: int | None) -> Iterator[tuple[pa.Table, int]]:
+        for start in range(state or 0, self.length, TRAINED):
+            time.sleep(self.pause)
+            yield self._read(start, TRAINED), start + TRAINED
+
+    def source(self) -> StreamingSourceBase:
+        return StreamingSourceBase(SourceConfigBase(), self)
+
+
+class Net(nnx.Module):
+    """A model whose step takes about ten milliseconds."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(n, 1536, rngs=rngs) for n in (64, 1536, 1536)])
+        self.out = nnx.Linear(1536, 1, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return self.out(x)
+
+
+class Relay:
+    """Runs of the trainer that go on in turn, a leg each, and the seconds of each timed leg.
+
+    A reader reads on while others run, as far as it may; so the first steps of a leg, in which that
+    is used up, are not timed.
+
+    Args:
+        names: What the runs are called.
+        legs: How many legs each has; the first is for compiling.
+    """
+
+    UNTIMED, TIMED = 40, 80  # steps
+
+    def __init__(self, names: Sequence[str], legs: int):
+        self.seconds: dict[str, list[float]] = {name: [] for name in names}
+        following = [*names[1:], names[0]]
+        self._next = dict(zip(names, following, strict=True))
+        self._turns = {name: threading.Semaphore(0) for name in names}
+        self._steps, self._begun = legs * (self.UNTIMED + self.TIMED), 0.0
+        self._turns[names[0]].release()
+
+    def fit(self, name: str, source: object, after: Callable[[], None] = lambda: None) -> None:
+        """Runs to the end, on a thread of its own; `after` is called after each of its legs."""
+        self._wait(name)
+
+        def look(run: Run) -> None:
+            if run.step % (self.UNTIMED + self.TIMED):
+                self._begun = time.perf_counter()
+                return
+            self.seconds[name].append((time.perf_counter() - self._begun) / self.TIMED)
+            after()
+            self._turns[self._next[name]].release()
+            if run.step < self._steps:
+                self._wait(name)
+
+        options = {"batch_size": TRAINED, "steps": self._steps}
+        Trainer(Net(nnx.Rngs(0)), source, callbacks=[every(self.UNTIMED, look)], **options).fit()
+
+    def _wait(self, name: str) -> None:
+        if not self._turns[name].acquire(timeout=120):
+            raise TimeoutError("another run ended early")
+
+
+def training() -> None:
+    """`Trainer.fit` on streams whose readers wait, beside the same data held eagerly."""
+    x = np.random.default_rng(0).normal(size=(500 * TRAINED, 64)).astype(np.float32)
+    data = datasets.Dataset.from_dict({"x": x, "target": x[:, 0]})
+    shares = {"half as long": 0.5, "as long": 1.0}
+    readers = {name: Waiting(data) for name in shares}
+    alone = Waiting(data)
+    batches = itertools.chain.from_iterable(
+        alone.source().epoch_batches(TRAINED) for _ in itertools.count()
+    )
+    relay, reading = Relay(["eager", *shares], TURNS), []
+
+    def pace() -> None:
+        """Sets the pauses by the eager run's last leg, and reads alone with the longest."""
+        step = relay.seconds["eager"][-1]
+        for name, reader in readers.items():
+            reader.pause = shares[name] * step
+        alone.pause = step
+        reading.append(seconds(lambda: [next(batches) for _ in range(40)]) / 40)
+
+    logging.getLogger("trainers.signals").setLevel(logging.ERROR)  # it misses the main thread
+    with contextlib.redirect_stdout(io.StringIO()), ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(relay.fit, "eager", HFEagerSource.from_dataset(data), pace)]
+        for name, reader in readers.items():
+            runs.append(pool.submit(relay.fit, name, reader.source()))
+        for run in runs:
+            run.result()
+    eager, half, whole = (np.array(relay.seconds[name][1:]) for name in ("eager", *shares))
+    longer = max(np.median(eager), np.median(reading))
+    print(f"Time of a step of Trainer.fit on a stream (a step: {np.median(eager) * 1e3:.1f} ms):")
+    print(f"  {'reading half as long / held eagerly':36} {summary(half / eager)}")
+    print(f"  {'as long / the longer of the two':36} {summary(whole / longer)}")
 
 
 def memory() -> None:

@@ -68,7 +68,8 @@ def fingerprint_arrays(data: dict[str, Any]) -> str:
         elif column.dtype == object:
             digest.note(*map(_described, np.asarray(column[spots])))
         else:
-            digest.bytes(np.ascontiguousarray(column[spots]))
+            # As bytes, since a buffer of bfloat16 has no format.
+            digest.bytes(np.ascontiguousarray(column[spots]).reshape(-1).view(np.uint8))
     return digest.hex()
 
 

@@ -58,7 +58,16 @@ class Graph(nnx.Module):
 
     @classmethod
     def chain(cls, stages: Sequence[Stage]) -> Self:
-        """Makes the graph in which each stage feeds the next."""
+        """Makes the graph in which each stage feeds the next.
+
+        Raises:
+            TypeError: If `stages` is no sequence.
+        """
+        if not isinstance(stages, Sequence):
+            raise TypeError(
+                f"stages is a {type(stages).__name__}: expected a list of modules or functions, "
+                "stages=[...], which may be empty."
+            )
         names = [str(place) for place in range(len(stages))]
         edges = zip([SOURCE, *names], names, strict=False)
         return cls(dict(zip(names, stages, strict=True)), edges, names[-1] if names else SOURCE)
@@ -74,6 +83,9 @@ class Graph(nnx.Module):
 
         Returns:
             What the sink returned.
+
+        Raises:
+            TypeError: If a stage returns None.
         """
         functions, places = dict(self._functions), dict(self._places)
         results = {SOURCE: batch}
@@ -85,6 +97,8 @@ class Graph(nnx.Module):
                 results[name] = stage(*arguments, key=keys)
             else:
                 results[name] = stage(*arguments)
+            if results[name] is None:
+                raise TypeError(f"stage {name!r}, {stage!r}, returned None: end it with a return.")
         return results[self._sink]
 
 

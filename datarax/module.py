@@ -61,11 +61,7 @@ class DataraxModule(nnx.Module):
     def __init__(
         self, config: DataraxModuleConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
     ):
-        if not isinstance(config, DataraxModuleConfig):
-            raise TypeError(
-                f"config={config!r}: expected a DataraxModuleConfig, or the configuration class "
-                f"that {type(self).__name__} documents."
-            )
+        expect_config(config, DataraxModuleConfig, self)
         self.config = nnx.static(config)
         self.rngs = nnx.data(rngs)
         self.name = nnx.static(name)
@@ -151,16 +147,24 @@ class DataraxModule(nnx.Module):
     ) -> Self:
         """Returns a new module, built with this one's arguments where none are given.
 
+        Without a `config` the copy has this module's statistics, too.
+
         Args:
             config: Configuration of the copy.
             rngs: Random streams of the copy.
             name: Name of the copy.
         """
-        return type(self)(
+        copy = type(self)(
             self.config if config is None else config,
             rngs=self.rngs if rngs is None else rngs,
             name=self.name if name is None else name,
         )
+        return self._settings_to(copy) if config is None else copy
+
+    def _settings_to(self, copy: Self) -> Self:
+        """Gives a copy what was set after this module was built, and returns it."""
+        copy._statistics = nnx.data(self._statistics)
+        return copy
 
     def clone(self) -> Self:
         """Returns a module with the same state, sharing its arrays but none of its variables."""
@@ -208,6 +212,15 @@ class DataraxModule(nnx.Module):
                 f"{type(self).__name__} draws from the random streams {listed(missing)}, there are "
                 f"{listed(stream_names) or 'none'}: write rngs=nnx.Rngs({missing[0]}=0)."
             )
+
+
+def expect_config(config: Any, kind: type, module: DataraxModule) -> None:
+    """Raises `TypeError` unless `config` is of the kind that a module is made with."""
+    if not isinstance(config, kind):
+        name = type(module).__name__
+        raise TypeError(
+            f"config={config!r}: expected a {kind.__name__}, as in {name}({kind.__name__}(...))."
+        )
 
 
 def expect_dict(state: Any) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from datarax.cipher import encrypt, joined, round_keys, split, word_type
 from datarax.errors import expect_between
 
 ROUNDS = 8
@@ -19,6 +20,9 @@ ROUNDS = 8
 
 MAX_RECORDS = 2**31
 """Positions are `int32`, as everywhere in JAX without x64."""
+
+_STOPS = 512  # values that cut the walks of a very short permutation into pieces
+_FEW = 144  # records below which that pays
 
 
 def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax.Array:
@@ -28,10 +32,8 @@ def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax
     rounds=rounds)` bit for bit, and a permutation also where Grain's is not (`2**even + 1` records:
     its block is one bit short there). Nothing of length `num_records` is ever formed.
 
-    The cipher is Simon's round function (Beaulieu et al., "The SIMON and SPECK families of
-    lightweight block ciphers", 2013) in a Feistel network with the round keys of C++'s
-    `std::seed_seq`; values outside the range are encrypted again until they fall inside ("cycle
-    walking": Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    Positions are encrypted (`datarax.cipher`), and values outside the range again until they fall
+    inside ("cycle walking": Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
 
     Args:
         index: Positions, integers of any shape, concrete or traced; taken modulo `num_records`.
@@ -43,6 +45,7 @@ def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax
         `int32` array of `index`'s shape (broadcast with `seed`), values in `[0, num_records)`.
 
     Raises:
+        TypeError: If `index` holds no integers.
         ValueError: If `num_records`, a concrete `seed` or `rounds` is out of its range.
 
     Example:
@@ -55,7 +58,7 @@ def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax
     if isinstance(seed, (int, np.integer)):
         expect_between("seed", seed, 0, 2**32 - 1)
         seed = np.uint32(seed)
-    return _index_shuffle(index, seed, num_records, rounds)
+    return _index_shuffle(_integers("index", index), seed, num_records, rounds)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -68,34 +71,52 @@ def _index_shuffle(index, seed, num_records, rounds):
         return jnp.zeros(index.shape, jnp.int32)
 
     # Grain takes ceil(log2(max_index)) for the width, which is one bit short at 2**even + 1.
-    bits = max((num_records - 1).bit_length(), 16)
-    width = (bits + 1) // 2
+    width = (max((num_records - 1).bit_length(), 16) + 1) // 2
+    keys = round_keys(seed.reshape(-1) if seed.ndim else seed, rounds, width)
+    position = index.reshape(-1)
+    if not seed.ndim and num_records <= min(_FEW, 2 * position.size + 16):
+        value = _whole_order(keys, num_records)[position]
+    elif not seed.ndim and num_records <= position.size:  # no record walks twice
+        value = _records(jnp.arange(num_records), keys, width, num_records)[position]
+    else:
+        value = _records(position, keys, width, num_records)
+    return value.reshape(index.shape).astype(jnp.int32)
+
+
+def _records(position, keys, width, num_records):
+    """Encrypts positions until each is below `num_records`."""
     block = jnp.uint16 if width == 8 else jnp.uint32
-    keys = _round_keys(seed, rounds, width)
-    value = _encrypt(index.astype(block), keys, width)
-    return _walk(value, keys, width, np.asarray(num_records - 1, block)).astype(jnp.int32)
+    words = encrypt(split(position.astype(block), width), keys, width)
+    return _walk(joined(words, width), keys, width, num_records - 1)
 
 
 def _walk(value, keys, width, largest):
     """Encrypts blocks above `largest` again until none is."""
-    # A short permutation takes 2**16 / num_records walks on average, and the slowest of 128
-    # positions five times as many: the last quarter of the positions walks on by itself.
+    # A short permutation walks 2**16 / num_records times on average, the slowest of 128 positions
+    # five times as often: whenever half of the positions are there, the others go on in less room.
     short = largest < 2**13
-    few = value.size // 4 if short and value.ndim == 1 and value.size >= 32 else 0
+    few = value.size // 2 if short and value.size > 16 else 0
+    bound = np.asarray(largest, value.dtype)
+    high, low = (np.asarray(word, word_type(width)) for word in divmod(largest, 1 << width))
 
     def walk(value):
-        for _ in range(2 if short else 1):  # two spread the loop's overhead
-            value = jnp.where(value > largest, _encrypt(value, keys, width), value)
-        return value
+        left, right = split(value, width)
+        for _ in range(2 if short else 1):  # two spread the loop's overhead, more are slower
+            # On words, since the vectors of a comparison of blocks would hold half as many.
+            outside = (left > high) | ((left == high) & (right > low))
+            left_after, right_after = encrypt((left, right), keys, width)
+            left = jnp.where(outside, left_after, left)
+            right = jnp.where(outside, right_after, right)
+        return joined((left, right), width)
 
     def go_on(value):
-        outside = value > largest
-        return jnp.sum(outside, dtype=jnp.int32) > few if few else jnp.any(outside)
+        outside = value > bound
+        return jnp.sum(outside, dtype=jnp.int32) > few
 
     value = lax.while_loop(go_on, walk, value)
     if not few:
         return value
-    outside = value > largest
+    outside = value > bound
     slot = jnp.where(outside, jnp.cumsum(outside) - 1, few)
     place = jnp.full(few, value.size).at[slot].set(jnp.arange(value.size), mode="drop")
     rest = value.at[place].get(mode="fill", fill_value=0)
@@ -103,52 +124,18 @@ def _walk(value, keys, width, largest):
     return value.at[place].set(_walk(rest, keys, width, largest), mode="drop")
 
 
-def _encrypt(value, keys, width):
-    """Encrypts blocks of two `width`-bit words with Simon's round function."""
-    # The narrowest words that hold the bits: the most of them fit into a vector register.
-    word = jnp.uint8 if width == 8 else jnp.uint16
-    mask = np.asarray((1 << width) - 1, word)
-    shift = np.asarray(width, value.dtype)
+def _whole_order(keys, num_records):
+    """Returns the records at all positions of a very short permutation, `_STOPS` values or less.
 
-    def rotate(x, by):  # bits above the word's are left over, for `mix` to mask
-        by %= width
-        return (x << np.asarray(by, word)) | (x >> np.asarray(width - by, word)) if by else x
-
-    def mix(x):
-        return ((rotate(x, 1) & rotate(x, 8)) ^ rotate(x, 2)) & mask
-
-    left, right = (value >> shift).astype(word), value.astype(word) & mask
-    for even, odd in zip(keys[::2], keys[1::2], strict=True):
-        left = left ^ mix(right) ^ even.astype(word)
-        right = right ^ mix(left) ^ odd.astype(word)
-    return (left.astype(value.dtype) << shift) | right.astype(value.dtype)
-
-
-def _round_keys(seed, rounds, width):
-    """Draws `rounds` keys from `std::seed_seq{seed}`, as the C++ standard ([rand.util.seedseq])."""
-    n = rounds
-    lag = 11 if n >= 623 else 7 if n >= 68 else 5 if n >= 39 else 3 if n >= 7 else (n - 1) // 2
-    first = (n - lag) // 2
-    second = first + lag
-    words = [jnp.full_like(seed, 0x8B8B8B8B)] * n
-
-    def scramble(x):
-        return x ^ (x >> np.uint32(27))
-
-    for k in range(n):
-        i, p, q = k, (k + first) % n, (k + second) % n
-        a = np.uint32(1664525) * scramble(words[i] ^ words[p] ^ words[k - 1])
-        b = a + (np.uint32(1) if k == 0 else np.uint32(1) + seed if k == 1 else np.uint32(k))
-        words[p], words[q] = words[p] + a, words[q] + b
-        words[i] = b
-    for k in range(n):
-        i, p, q = k, (k + first) % n, (k + second) % n
-        a = np.uint32(1566083941) * scramble(words[i] + words[p] + words[k - 1])
-        b = a - np.uint32(k)
-        words[p], words[q] = words[p] ^ a, words[q] ^ b
-        words[i] = b
-    mask = np.uint32((1 << width) - 1)
-    return [word & mask for word in words]
+    The few walks would take thousands of steps each. So many walks set out, one from each value
+    below `_STOPS`, and end at the first such value; the pieces are joined by doubling their length
+    ("pointer jumping": Wyllie, "The complexity of parallel computations", 1979).
+    """
+    following = _records(jnp.arange(_STOPS), keys, 8, _STOPS)
+    for _ in range((_STOPS - 1).bit_length()):
+        there = following < np.uint16(num_records)
+        following = jnp.where(there, following, following[following])
+    return following
 
 
 def epoch_seed(seed, epoch) -> jax.Array:
@@ -238,10 +225,17 @@ def run_on(epoch, index, size: int, *, num_records: int, seed=None) -> jax.Array
 def _modulo(start, num_records):
     if isinstance(start, (int, np.integer)):
         return np.uint32(int(start) % num_records)
-    start = jnp.asarray(start)
+    start = _integers("start", start)
     if num_records > np.iinfo(start.dtype).max:  # 2**31 divides 2**32: wrapping does no harm
         start = start.astype(jnp.uint32)
     return (start % np.asarray(num_records, start.dtype)).astype(jnp.uint32)
+
+
+def _integers(name, value):
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, np.integer):
+        raise TypeError(f"{name}={value}: expected an integer, found {value.dtype}.")
+    return value
 
 
 def _arange(size):

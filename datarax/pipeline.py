@@ -12,7 +12,7 @@ from flax import nnx
 from datarax import order
 from datarax.batch import gather, has_host, merged, parted, with_host_rows
 from datarax.canonical import Deal, expect_multiple, run_on
-from datarax.errors import expect_between
+from datarax.errors import expect_between, listed
 from datarax.graph import Graph, Stage
 from datarax.sources.base import EagerSourceBase
 from datarax.sources.mixed import MixedSource
@@ -76,6 +76,13 @@ class Pipeline(nnx.Module):
                 source = _split(source, shards)
             else:
                 Deal(source.length, shards)  # raises where there are too few records
+        if not isinstance(rngs, nnx.Rngs | None):
+            raise TypeError(f"rngs={rngs!r}: expected random streams, rngs=nnx.Rngs(0).")
+        if rngs is not None and "default" not in rngs:
+            raise ValueError(
+                f"rngs has the streams {listed(rngs)}, and stages draw from 'default': write "
+                "rngs=nnx.Rngs(0), or nnx.Rngs(default=0, ...)."
+            )
         self.source = source
         self.shards = shards
         self.stages = stages if isinstance(stages, Graph) else Graph.chain(stages)
@@ -235,6 +242,8 @@ class Pipeline(nnx.Module):
         columns = self.source.data
         if not has_host(columns) or isinstance(records, jax.core.Tracer):
             return batch
+        if not isinstance(batch, dict):  # without names there is no place for host columns
+            return batch
         records = np.asarray(records)
         rest = {k: v for k, v in columns.items() if k in batch or has_host({k: v})}
         return {**with_host_rows({**batch}, rest, records), **batch}
@@ -248,7 +257,7 @@ class Pipeline(nnx.Module):
             definition, state, arrays, self.key.get_value(), np.uint32(block.epoch), block.places[0]
         )
         nnx.update(self.stages, state)
-        return _first(size, merged(host, batch))
+        return _first(size, merged(host, batch) if isinstance(batch, dict) else batch)
 
     def _static(self):
         return self.batch_size, self.source.length, self.shards
@@ -311,6 +320,15 @@ def _split(source, shards):
     return source.split(shards)
 
 
+def _pair(result):
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"step_fn returned a {type(result).__name__}: with init_carry it gets the carry and "
+            "returns two things, return carry, out."
+        )
+    return result
+
+
 def _first(size, batch):
     return jax.tree.map(lambda x: x[:size], batch)
 
@@ -355,7 +373,7 @@ def _scan(static, start, data):
         )
         nnx.update(stages, stages_state)
         if carries:
-            user, out = step_fn(user, *modules, batch)
+            user, out = _pair(step_fn(user, *modules, batch))
         else:
             out = step_fn(*modules, batch)
         state = nnx.state((stages, modules))

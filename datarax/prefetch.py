@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 
+from datarax.batch import is_array
 from datarax.errors import expect_between
 from datarax.sources.base import EagerSourceBase
 from datarax.sources.mixed import MixedSource
-from datarax.sources.streaming import StreamingSourceBase, is_array
+from datarax.sources.streaming import StreamingSourceBase
 
 _POLL = 0.05  # seconds until a thread that waits looks whether it is still wanted
 _LARGE = 1 << 30  # bytes in flight above which no further batch is read

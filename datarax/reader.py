@@ -1,6 +1,7 @@
 """Reading shards: several open at once, each from its exact position, through a bad network."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class OpenShard:
 
     def _next(self, row: int) -> tuple[pa.Table, Any] | None:
         left = network.deadline(self._care.timeout)
-        waits = network.pauses(_ATTEMPTS)
+        waits, attempts = network.pauses(_ATTEMPTS), 0
         while True:
             try:
                 return network.within(left(), self._pull)
@@ -120,12 +121,11 @@ class OpenShard:
                     raise self._error(refusal_of(error), row, said(error)) from error
                 if not network.is_transient(error):
                     return self._give_up(row, error)
-                pause = next(waits, None)
-                if pause is None:
-                    raise self._error(ConnectionError, row, said(error)) from error
-                pause = max(pause, network.asked_pause(error))
-                if left() is not None and pause > left():
-                    raise self._error(ConnectionError, row, said(error)) from error
+                attempts, asked = attempts + 1, network.asked_pause(error)
+                pause = max(next(waits, math.inf), asked)
+                if pause > (math.inf if left() is None else left()) or pause == math.inf:
+                    found = f"{said(error)}. {self._gave_up(attempts, asked)}"
+                    raise self._error(ConnectionError, row, found) from error
                 place = self._place(row)
                 logger.warning("%s: %s. Reading on in %.1f s.", place, said(error), pause)
             time.sleep(pause)
@@ -152,6 +152,12 @@ class OpenShard:
             f"nothing came for {seconds:g} s. Resume from the last state, or wait longer: "
             f"timeout={2 * seconds:g}"
         )
+
+    def _gave_up(self, attempts: int, asked: float) -> str:
+        seconds = self._care.timeout
+        wanted = f", and the server asks to wait {asked:g} s" if asked else ""
+        longer = "" if seconds is None else f", or wait longer: timeout={2 * seconds + asked:g}"
+        return f"It failed {attempts} times{wanted}. Resume from the last state{longer}"
 
     def _place(self, row: int) -> str:
         return f"{network.redacted(self._shards.label(self.shard))}, row {row}"

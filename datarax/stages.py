@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from datarax.errors import listed
+
 Batch = dict[str, Any]
 
 
@@ -31,7 +33,7 @@ class Map:
     function: Callable[[jax.Array], jax.Array]
 
     def __call__(self, batch: Batch) -> Batch:
-        return {**batch, self.column: self.function(batch[self.column])}
+        return {**batch, self.column: self.function(_column(batch, self.column))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,12 @@ class Scale:
     column: str
 
     def __call__(self, batch: Batch) -> Batch:
-        values = batch[self.column]
+        values = _column(batch, self.column)
+        if not jnp.issubdtype(values.dtype, jnp.integer):
+            raise TypeError(
+                f"column {self.column!r} is {values.dtype}: Scale divides integers by their "
+                "largest value. Write Map for a factor of your own, or Normalize."
+            )
         largest = np.float32(jnp.iinfo(values.dtype).max)
         return {**batch, self.column: values.astype(jnp.float32) / largest}
 
@@ -73,7 +80,7 @@ class Normalize:
     std: float | tuple[float, ...]
 
     def __call__(self, batch: Batch) -> Batch:
-        values = batch[self.column].astype(jnp.float32)
+        values = _column(batch, self.column).astype(jnp.float32)
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
         return {**batch, self.column: (values - mean) / std}
 
@@ -95,7 +102,8 @@ class OneHot:
     num_classes: int
 
     def __call__(self, batch: Batch) -> Batch:
-        return {**batch, self.column: jax.nn.one_hot(batch[self.column], self.num_classes)}
+        labels = _column(batch, self.column)
+        return {**batch, self.column: jax.nn.one_hot(labels, self.num_classes)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +124,7 @@ class RandomFlip:
     column: str
 
     def __call__(self, batch: Batch, key: jax.Array) -> Batch:
-        images = batch[self.column]
+        images = _images(batch, self.column, key)
         flip = jax.vmap(jax.random.bernoulli)(key).reshape(-1, *[1] * (images.ndim - 1))
         return {**batch, self.column: jnp.where(flip, jnp.flip(images, axis=2), images)}
 
@@ -149,4 +157,26 @@ class RandomCrop:
             padded = jnp.pad(image, [(by, by), (by, by), *[(0, 0)] * (image.ndim - 2)])
             return jax.lax.dynamic_slice(padded, corner, image.shape)
 
-        return {**batch, self.column: jax.vmap(crop)(batch[self.column], key)}
+        return {**batch, self.column: jax.vmap(crop)(_images(batch, self.column, key), key)}
+
+
+def _column(batch: Batch, name: str) -> jax.Array:
+    try:
+        return batch[name]
+    except KeyError:
+        raise KeyError(f"{name!r}: the batch has {listed(batch)}") from None
+
+
+def _images(batch: Batch, name: str, key: jax.Array) -> jax.Array:
+    images = _column(batch, name)
+    if images.ndim < 3:
+        raise ValueError(
+            f"column {name!r} has the shape {images.shape}: expected images of the shape "
+            "(batch, height, width) or (batch, height, width, channels)."
+        )
+    if key.shape[:1] != images.shape[:1]:
+        raise ValueError(
+            f"key has the shape {key.shape}: expected a key an image. A Pipeline gives them; "
+            f"alone, write key=jax.random.split(key, {len(images)})."
+        )
+    return images

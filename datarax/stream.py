@@ -1,168 +1,20 @@
 """A canonical stream: its share of the shards, in windows that are shuffled, from any position."""
 
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
-from datarax import order
-from datarax.decoder import Decoder, Path
-from datarax.reader import Care, OpenShard, Piece, Reader
+from datarax.decoder import Decoder
+from datarax.reader import Care, OpenShard, Reader
 from datarax.shards import READ_ROWS, Shards
+from datarax.streamorder import Order, permutation
+from datarax.window import Part, Window
 
 _WIDTH = 8  # shards open at once where rows are shuffled
 _TURNS = 4  # of them that a window has rows of; those after it of the next
 
-Part = dict[Path, np.ndarray]
-
-_WORD = 2**64 - 1
-
 START = {"anchor": None, "window": 0, "position": 0, "check": None, "taken": 0}
 """The state of a stream at the start of an epoch."""
-
-
-def permutation(length: int, *key: int) -> np.ndarray:
-    """Returns a pseudo-random permutation of a short range: a sort by SplitMix64 hashes.
-
-    A window is permuted as a whole, and its length is seldom the same twice: `index_shuffle` would
-    be compiled for each.
-
-    Args:
-        length: How many, up to 2**31.
-        key: Integers that name the permutation.
-
-    Returns:
-        int64 array of shape `(length,)`.
-    """
-    seed = 0
-    for word in key:
-        seed = _mix(seed ^ word) & _WORD
-    bits = np.uint64(max(length - 1, 1).bit_length())
-    index = np.arange(length, dtype=np.uint64)
-    # The hash's lower bits give way to the index: no two are equal, so any sort gives the same.
-    keys = _mix(index + np.uint64(seed))
-    keys >>= bits
-    keys <<= bits
-    keys |= index
-    keys.sort()
-    keys &= (np.uint64(1) << bits) - np.uint64(1)
-    return keys.view(np.int64)
-
-
-def _mix(x: Any) -> Any:
-    """SplitMix64's output function (Steele, Lea and Flood, 2014), of an array or an integer."""
-    if isinstance(x, int):
-        x = (x + 0x9E3779B97F4A7C15) & _WORD
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
-        return x ^ (x >> 31)
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x ^= x >> np.uint64(shift)
-        x *= np.uint64(factor)
-    x ^= x >> np.uint64(31)
-    return x
-
-
-@dataclass(frozen=True)
-class Order:
-    """The order of a stream's records.
-
-    Args:
-        shuffle: Whether each epoch has its own random order.
-        seed: Seed of that order; epoch `e` follows `(seed + e) % 2**32`.
-        window: How many rows are shuffled together.
-        streams: The number of canonical streams that the shards are dealt to.
-    """
-
-    shuffle: bool
-    seed: int
-    window: int
-    streams: int = 1
-
-    def shards(self, num_shards: int, epoch: int, stream: int) -> list[int]:
-        """Returns the shards of one canonical stream in one epoch, in order."""
-        ids = np.arange(num_shards)
-        if self.shuffle:
-            seed = np.uint32(self.epoch_seed(epoch))
-            ids = np.asarray(order.index_shuffle(ids, num_records=num_shards, seed=seed))
-        return ids[stream :: self.streams].tolist()
-
-    def epoch_seed(self, epoch: int) -> int:
-        """Returns the seed of an epoch's order."""
-        return (self.seed + epoch) % 2**32
-
-
-class Window:
-    """Rows that are shuffled together.
-
-    Args:
-        pieces: The rows, as they were read.
-        decoder: What makes columns of them.
-        permutation: The order of the rows; None as they were read.
-        anchor: The reader's state before them.
-        number: How many windows came before in this epoch.
-        label: Names a shard in an error.
-    """
-
-    def __init__(
-        self,
-        pieces: list[Piece],
-        decoder: Decoder,
-        permutation: np.ndarray | None,
-        anchor: dict[str, Any],
-        number: int,
-        label: Callable[[int], str],
-    ):
-        self.anchor, self.number = anchor, number
-        self._pieces, self._decoder, self._order, self._label = pieces, decoder, permutation, label
-        tables = [piece.table for piece in pieces]
-        self._table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-        self._numbers = decoder.numbers(self._table, self._place)
-        if permutation is not None:
-            self._numbers = {path: column[permutation] for path, column in self._numbers.items()}
-        self._check = None
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def rows(self, start: int, stop: int) -> tuple[Part, dict[int, str]]:
-        """Returns rows `start` to `stop`, and what is wrong with damaged ones, by their number."""
-        part = {path: column[start:stop] for path, column in self._numbers.items()}
-        if not self._decoder.lazy:
-            return part, {}
-        rows = range(start, stop) if self._order is None else self._order[start:stop]
-        if self._order is None:
-            table = self._table.slice(start, stop - start)
-        else:
-            table = self._table.take(pa.array(rows))
-        rest, damage = self._decoder.rest(table, lambda row: self._place(int(rows[row])))
-        named = {row: f"{self._place(int(rows[row]))}: {found}" for row, found in damage.items()}
-        return part | rest, named
-
-    def check(self) -> str:
-        """Returns a hash of length and last row: a window that was read again has the same."""
-        if self._check is None:
-            found = zlib.crc32(str(len(self)).encode())
-            for column in self._numbers.values():
-                found = zlib.crc32(column[-1:].tobytes(), found)
-            if self._decoder.lazy:
-                lazy = sorted({leaf.path[0] for leaf in self._decoder.lazy})
-                last = self._table.select(lazy).slice(len(self) - 1).to_pylist()
-                found = zlib.crc32(repr(last).encode(), found)
-            self._check = f"{found:08x}"
-        return self._check
-
-    def _place(self, row: int) -> str:
-        """Says where row `row`, as it was read, comes from."""
-        for piece in self._pieces:
-            if row < len(piece.table):
-                break
-            row -= len(piece.table)
-        return f"row {piece.row + row} of {self._label(piece.shard)}"
 
 
 class Mark(NamedTuple):

@@ -9,7 +9,9 @@ import numpy as np
 from datarax.decoder import Decoder, Path, nested
 from datarax.reader import Care, OpenShard
 from datarax.shards import Shards
-from datarax.stream import Mark, Order, Part, Stream
+from datarax.stream import Mark, Stream
+from datarax.streamorder import Order
+from datarax.window import Part
 
 
 class Position(NamedTuple):

@@ -23,7 +23,8 @@ def checksums(tree: Any) -> dict[str, str]:
         `"float32(2, 3) 0123456789abcdef"` by path, such as `"linear.kernel"`.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get([_sum(_narrow(leaf)) for _, leaf in leaves])
+    # One by one: on the CPU, several programs with collectives at once may wait for each other.
+    sums = [jax.device_get(_sum(_narrow(leaf))) for _, leaf in leaves]
     return {
         dotted(path): f"{kind(leaf)} {high:08x}{low:08x}"
         for (path, leaf), (high, low) in zip(leaves, sums, strict=True)

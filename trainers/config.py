@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from datarax import Pipeline
+from trainers.callbacks import every
 from trainers.checksum import checksums
 from trainers.plan import Plan
 from trainers.store import without_keys
@@ -41,7 +42,8 @@ def decisions(plan: Plan, program: str) -> dict[str, Any]:
     state = nnx.to_pure_dict(nnx.state(plan.model))
     if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state)):
         told["the model's first parameters"] = checksums(without_keys(state))
-    told["callbacks"] = len(plan.callbacks)
+    told["callbacks"] = [one.steps if isinstance(one, every) else "log" for one in plan.callbacks]
+    told["profile"] = plan.profile
     told["the compiled program: the code of the model, the loss or a stage"] = hashlib.sha256(
         program.encode()
     ).hexdigest()

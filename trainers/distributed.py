@@ -2,11 +2,15 @@
 
 import logging
 import os
+import socket
+import threading
+import time
 
 import jax
 
 logger = logging.getLogger(__name__)
 
+_GRACE = 2  # seconds that JAX waits longer than we do
 _MISSING = "coordinator_address should be defined", "Number of processes must be defined"
 
 
@@ -32,11 +36,12 @@ def initialize(
             others end, too, and the next start goes on from the last checkpoint.
 
     Raises:
-        RuntimeError: If the others cannot be reached, or JAX has run something already.
-        ValueError: If only some of the three arguments are known.
+        RuntimeError: If process 0 cannot be reached, or JAX has run something already. If another
+            process is missing, JAX ends this one; why is logged before.
+        ValueError: If only some of the three arguments are known, or one makes no sense.
 
     Example:
-        >>> initialize()  # on one process
+        >>> initialize()  # on one process  # doctest: +SKIP
     """
     if jax.distributed.is_initialized():
         return
@@ -45,12 +50,23 @@ def initialize(
     index = _number(process_id, "JAX_PROCESS_ID")
     if count == 1:
         return
+    lost = (
+        f"Process {index} of {count} did not find the others at {address} within {timeout} s. "
+        "Is process 0 running, is its address right, does a firewall let the port through, "
+        "and were as many processes started as num_processes says?"
+    )
+    if None not in (address, count, index) and 0 < index < count:
+        _reach(address, timeout, lost)
+    # Where it waits for longer, JAX ends the process without a word of all this.
+    speaks = threading.Timer(timeout, logger.error, [lost])
+    speaks.daemon = True
+    speaks.start()
     try:
         jax.distributed.initialize(
             address,
             count,
             index,
-            initialization_timeout=timeout,
+            initialization_timeout=timeout + _GRACE,
             heartbeat_timeout_seconds=lost_after,
         )
     except ValueError as error:
@@ -63,17 +79,31 @@ def initialize(
         if str(error).startswith(_MISSING):
             return  # nothing says that there are others
         raise
-    except RuntimeError as error:
-        if "DEADLINE_EXCEEDED" not in str(error) and "UNAVAILABLE" not in str(error):
-            raise
-        raise RuntimeError(
-            f"Process {index} of {count} did not find the others at {address} within {timeout} s. "
-            "Is process 0 running, is its address right, does a firewall let the port through, "
-            "and were as many processes started as num_processes says?"
-        ) from error
+    finally:
+        speaks.cancel()
     logger.info("Process %d of %d.", jax.process_index(), jax.process_count())
 
 
 def _number(value: int | None, variable: str) -> int | None:
     text = os.environ.get(variable)
-    return int(text) if value is None and text else value
+    if value is not None or not text:
+        return value
+    if not text.isdigit():
+        raise ValueError(f"{variable}={text!r}: expected a number.")
+    return int(text)
+
+
+def _reach(address: str, timeout: int, lost: str) -> None:
+    """Waits until process 0 listens; what JAX itself does not reach, it ends the process for."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"coordinator_address={address!r}: expected host:port.")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(lost) from error
+        time.sleep(0.2)

@@ -186,8 +186,10 @@ def find(
         return bool(loop(Watched.start(strong(state)), (data, picks), step, step + 1).why)
 
     batch, data = step - first, feed.block(step)[0]
-    rows = _culprits(everyone, fails, _RECORDS)
+    order = plan.batches.in_order(everyone)  # as `batch_at` has them
+    rows = _culprits(order, fails, _RECORDS)
     records = feed.records(step)[rows].tolist()
+    rows = np.argsort(order)[rows].tolist()
     what = _WHAT[why].format(batch=batch)
     epoch = float(feed.epoch_at(step))
     return Divergence(step, batch, what, rows, records, first, epoch), state

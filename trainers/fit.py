@@ -257,13 +257,17 @@ class Fit:
 
     def _ask(self, logged: bool) -> bool:
         """Calls the callbacks that are due and returns whether one stops the run."""
-        answers = [
-            callback(self.run)
+        due = [
+            callback
             for callback in self.plan.callbacks
             if (_due(self.run.step, callback.steps) if isinstance(callback, every) else logged)
         ]
+        if not due:
+            return False
+        # A clock may decide what a callback says: one that stops, or raises, does so for all.
+        answers = agreement.together(lambda: [callback(self.run) for callback in due])
         self.run.settle()
-        return any(answers)
+        return agreement.least(-any(answers))[0] < 0
 
     def _only_logs(self, step: int) -> bool:
         """Returns whether a log is due after a step and nothing else, not even an agreement."""

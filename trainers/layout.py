@@ -214,7 +214,7 @@ class Layout:
                 "None for a parameter that every device holds whole."
             )
         if callable(rule):
-            self._expect_axes(name, spec or ())
+            self._expect_axes(name, shape, spec or ())
         elif not any(spec or ()):
             spec = self._longest(name, shape) if rule == _FSDP else None
         return NamedSharding(self.mesh, self._fitting(name, shape, spec or PartitionSpec()))
@@ -241,12 +241,17 @@ class Layout:
             parts.append(tuple(axes) or None)
         return PartitionSpec(*parts)
 
-    def _expect_axes(self, name: str, spec: Any) -> None:
+    def _expect_axes(self, name: str, shape: tuple[int, ...], spec: Any) -> None:
         unknown = [a for part in spec for a in _axes(part) if a not in self.mesh.axis_names]
         if unknown:
             raise ValueError(
                 f"sharding returns the axis {unknown[0]!r} for {name}: the mesh has "
                 f"{listed(self.mesh.axis_names)}."
+            )
+        if any(_axes(part) for part in spec[len(shape) :]):
+            raise ValueError(
+                f"sharding returns {spec!r} for {name}, which has the shape {shape}: expected no "
+                "more entries than that has."
             )
 
     def _say(self, name: str, shape: tuple[int, ...], over: str) -> None:

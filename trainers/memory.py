@@ -1,5 +1,6 @@
 """Memory: what a run takes of it, and what there is."""
 
+import math
 import os
 
 import jax
@@ -28,9 +29,14 @@ def limit() -> int:
 
 
 def nbytes(tree) -> int:
-    """Returns the bytes of all arrays of a pytree."""
+    """Returns the bytes that a device holds of all arrays of a pytree."""
     arrays = [x for x in jax.tree.leaves(tree) if not isinstance(x, int | float)]
-    return sum(x.size * x.dtype.itemsize for x in arrays)
+    return sum(math.prod(_share(x)) * x.dtype.itemsize for x in arrays)
+
+
+def _share(array) -> tuple[int, ...]:
+    sharding = getattr(array, "sharding", None)
+    return array.shape if sharding is None else sharding.shard_shape(array.shape)
 
 
 def expect_data_fits(pipeline: Pipeline) -> None:

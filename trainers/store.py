@@ -193,8 +193,11 @@ class Store:
 
     def close(self) -> None:
         """Waits and frees the threads; what cannot be written is for `wait` to say."""
-        with contextlib.suppress(Exception):  # of another process too, if it was lost
+        # Not together with the other processes: where an exception ends this one, they do not come.
+        with contextlib.suppress(Exception):  # Orbax raises what it likes
             self._manager.wait_until_finished()
+            if self._replaces and agreement.is_first():
+                self._remove_unfinished()
         self._manager.close()
         self._reader.close()
 

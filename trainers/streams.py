@@ -1,6 +1,7 @@
 """Batches of a stream by step number: read ahead in blocks while the loop runs through the last."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -17,7 +18,9 @@ from trainers.layout import Layout
 
 _BYTES = 32 << 20  # of a block at most
 _BATCHES = 32  # in a block at most
-_SECONDS = 0.1  # that reading a block may take: so long the loop waits for the first
+_SECONDS = 0.05  # that reading a block may take where the loop waits for it
+_LONGER = 0.3  # where the loop does not wait: the fewer blocks, the less time between them
+_AHEAD = 2  # blocks that are ready or being read: with one, reader and loop would wait in turn
 
 
 class StreamBatches:
@@ -143,9 +146,10 @@ class _Block(NamedTuple):
 
 
 class StreamFeed:
-    """Reads a stream for a run, on a thread, a block ahead of the loop.
+    """Reads a stream for a run, on a thread, a few blocks ahead of the loop.
 
-    How many batches a block holds depends on the time they take to read; the batches do not.
+    How many batches a block holds depends on the time they take to read and on whether the loop
+    waits for them; the batches do not.
 
     Args:
         batches: The batches.
@@ -158,9 +162,11 @@ class StreamFeed:
         self._source = batches.source.clone()
         if state is not None:
             self._source.set_state(state)
-        self._size = 1
+        self._size, self._waits = 1, True
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainers-read")
-        self._next: Future[_Block] = self._pool.submit(self._read)
+        self._ahead: deque[Future[_Block]] = deque()
+        for _ in range(_AHEAD):
+            self._ahead.append(self._pool.submit(self._read))
         self._block: _Block | None = None
         self._start = t  # the step of the block's first batch
 
@@ -191,16 +197,18 @@ class StreamFeed:
 
     def close(self) -> None:
         """Ends the reading."""
-        self._next.cancel()
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
         self._source.close()
 
     def _reach(self, t: int) -> _Block:
         while self._block is None or t >= self._start + self._block.filled:
+            self._waits = not self._ahead[0].done()
+            following = self._ahead[0].result()  # an error is raised again where it is asked again
+            self._ahead.popleft()
+            self._ahead.append(self._pool.submit(self._read))
             if self._block is not None:
                 self._start += self._block.filled
-            self._block = self._next.result()
-            self._next = self._pool.submit(self._read)
+            self._block = following
         return self._block
 
     def _read(self) -> _Block:
@@ -214,7 +222,7 @@ class StreamFeed:
         if not block.filled:
             raise ValueError("The stream has no record that can be read.")
         seconds = (time.perf_counter() - begun) / block.filled
-        fitting = int(_SECONDS / max(seconds, 1e-6))
+        fitting = int((_SECONDS if self._waits else _LONGER) / max(seconds, 1e-6))
         self._size = max(1, min(fitting, 4 * self._size, self._batches.capacity))
         data = self._batches.place(block.columns, block.valid, block.places)
         return _Block(data, block.filled, block.positions, block.epoch)

@@ -258,8 +258,9 @@ class Trainer:
         return dataclasses.replace(self._objective, loss=loss)
 
     def _evaluators_of(self, source: Any) -> dict[str, Evaluator]:
-        evaluators = {}
-        for name, one in _named(source).items():
+        evaluators, sources = {}, _named(source)
+        agreement.expect_same({"the names of what to evaluate on": list(sources)})
+        for name, one in sources.items():
             batches = self._stored(one)
             evaluators[name] = Evaluator(batches, self._objective_on(batches), self._layout)
         return evaluators
@@ -363,6 +364,7 @@ class Trainer:
                     pipeline.source, self.batch_size, shards=self.pipeline.shards
                 )
         self._layout.expect_batch(pipeline.batch_size, 1, pipeline.shards)
+        agreement.expect_same(identity(pipeline))
         return agreement.together(lambda: as_batches(pipeline, self._layout, stored_order=True))
 
     def batch_at(self, t: int) -> dict[str, np.ndarray]:

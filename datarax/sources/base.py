@@ -239,10 +239,18 @@ class EagerSourceBase(DataraxModule):
 
         Returns:
             Dict of arrays of shape `(batch_size, ...)`, and object arrays for host columns.
+
+        Raises:
+            TypeError: If the source's position is traced.
         """
         if key is not None:
             return self.get_batch_at(0, batch_size, key)
         expect_between("batch_size", batch_size, 1, order.MAX_RECORDS)
+        if _traced(self.epoch.get_value(), self.index.get_value()):
+            raise TypeError(
+                f"get_batch moves {self._label()}, which a compiled function cannot: write "
+                "get_batch_at(start, size, key) there, or Pipeline(...).step()."
+            )
         epoch, index = self._position()
         batch = self._rows(epoch, index, batch_size)
         epochs, index = divmod(index + batch_size, self.length)
@@ -344,6 +352,10 @@ class EagerSourceBase(DataraxModule):
         clone = nnx.clone(self)
         clone._columns = nnx.data(self._columns)  # the same dict: placed once for both
         return clone
+
+    def _settings_to(self, copy: Self) -> Self:
+        copy._shuffle, copy._seed = self._shuffle, self._seed
+        return super()._settings_to(copy)
 
     def _label(self) -> str:
         return self.name or type(self).__name__

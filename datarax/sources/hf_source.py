@@ -13,6 +13,7 @@ from flax import nnx
 from datarax import hub
 from datarax.columns import Columns, chosen_columns, load_columns
 from datarax.fingerprint import fingerprint_dataset
+from datarax.module import expect_config
 from datarax.sources.base import EagerSourceBase, SourceConfigBase
 from datarax.sources.hf_streaming import HFStreamingConfig as HFStreamingConfig
 from datarax.sources.hf_streaming import HFStreamingSource as HFStreamingSource
@@ -152,6 +153,7 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
         name: str | None = None,
         _loaded: _Loaded | None = None,
     ):
+        expect_config(config, HFEagerConfig, self)
         loaded = _load(config) if _loaded is None else _loaded
         columns = loaded.columns
         super().__init__(
@@ -245,17 +247,19 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
     def copy(self, *, config=None, rngs=None, name=None) -> "HFEagerSource":
         """Returns a source with other arguments, at the start of epoch 0.
 
-        The data is loaded again only if `config` names other data.
+        The data is loaded again only if `config` names other data. Without a `config` the order and
+        the statistics are this source's as they are set now.
         """
-        config = self.config if config is None else config
+        own, config = config is None, self.config if config is None else config
         same = all(getattr(config, f) == getattr(self.config, f) for f in _DATA_FIELDS)
-        return type(self)(
+        copy = type(self)(
             config,
             rngs=self.rngs if rngs is None else rngs,
             name=self.name if name is None and config == self.config else name,
             # The columns are one dict, so that they are placed once for both.
             _loaded=self._loaded if same else None,
         )
+        return self._settings_to(copy) if own else copy
 
 
 def _load(config: HFEagerConfig) -> _Loaded:

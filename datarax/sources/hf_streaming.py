@@ -8,6 +8,7 @@ from flax import nnx
 
 from datarax import hub
 from datarax.errors import closest, expect_between, listed
+from datarax.module import expect_config
 from datarax.network import patiently
 from datarax.order import MAX_RECORDS
 from datarax.shards import IterableShards, Shards, TableShards
@@ -114,6 +115,7 @@ class HFStreamingSource(StreamingSourceBase):
         name: str | None = None,
         _read: _Read | None = None,
     ):
+        expect_config(config, HFStreamingConfig, self)
         read = _load(config) if _read is None else _read
         timeout = config.timeout
         if timeout is None and config.streaming and read.revision is not None:
@@ -290,6 +292,10 @@ def expect_dataset_fields(config: Any) -> None:
             "include_keys and exclude_keys exclude each other: give the columns to keep, or "
             "those to leave out."
         )
+    for name in ("include_keys", "exclude_keys"):
+        if isinstance(getattr(config, name), str):  # a set of its letters otherwise
+            given = getattr(config, name)
+            raise ValueError(f"{name}={given!r}: expected a set of columns, {name}={{{given!r}}}.")
     expect_between("seed", config.seed, 0, 2**32 - 1)
     if config.on_bad_rows not in ("raise", "skip"):
         raise ValueError(f'on_bad_rows={config.on_bad_rows!r}: expected "raise" or "skip".')

@@ -4,10 +4,12 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax.host import HostColumn
+from datarax.host import HostColumn, object_array
+from datarax.module import expect_config
 from datarax.sources.base import EagerSourceBase, SourceConfigBase
 
 
@@ -52,6 +54,7 @@ class MemorySource(EagerSourceBase):
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
     ):
+        expect_config(config, MemorySourceConfig, self)
         if not isinstance(data, dict):
             raise TypeError(
                 f"data is a {type(data).__name__}: expected a dict of arrays, as in "
@@ -67,7 +70,10 @@ class MemorySource(EagerSourceBase):
         )
 
     def copy(self, *, config=None, rngs=None, name=None) -> "MemorySource":
-        """Returns a source of the same arrays with other arguments, at the start of epoch 0."""
+        """Returns a source of the same arrays with other arguments, at the start of epoch 0.
+
+        Without a `config` the order and the statistics are this source's as they are set now.
+        """
         copy = type(self)(
             self.config if config is None else config,
             self._columns,
@@ -75,10 +81,13 @@ class MemorySource(EagerSourceBase):
             name=self.name if name is None else name,
         )
         copy._columns = self._columns  # one dict, so that they are placed once for both
-        return copy
+        return self._settings_to(copy) if config is None else copy
 
 
 def _columns(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    for name in data:
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r} names a column: expected a string, {str(name)!r}.")
     return {
         name: _columns(values, f"{prefix}{name}.")
         if isinstance(values, dict)
@@ -88,15 +97,22 @@ def _columns(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _column(name: str, values: Any):
-    if isinstance(values, (jax.Array, HostColumn)):
+    if isinstance(values, HostColumn):
         return values
-    array = np.asarray(values)
+    if isinstance(values, jax.Array):
+        if jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
+            raise TypeError(f"Column {name!r} holds PRNG keys: write jax.random.key_data(keys).")
+        return values
+    try:
+        array = np.asarray(values)
+    except ValueError:  # ragged lists
+        array = object_array([np.asarray(row) for row in values])
     if array.ndim == 0:
         raise ValueError(
             f"Column {name!r} is {values!r}: expected a value a record, an array of shape (n, ...)"
         )
-    if array.dtype.kind not in "biufc":
-        return HostColumn.of_objects(name, list(values))
+    if not jnp.issubdtype(array.dtype, np.number) and array.dtype != bool:  # bfloat16 is one, too
+        return HostColumn.of_objects(name, array if array.dtype == object else list(values))
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     if array.dtype.kind in "iu" and array.size:
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from datarax.batch import on_device
 from datarax.errors import expect_between
 from datarax.host import HostColumn
 from datarax.module import DataraxModule, expect_dict
 from datarax.order import MAX_RECORDS
 from datarax.sources.base import EagerSourceBase, SourceConfigBase
-from datarax.sources.streaming import StreamingSourceBase, on_device
+from datarax.sources.streaming import StreamingSourceBase
 from datarax.streams import Block
 
 STATE_VERSION = 1
@@ -132,6 +133,17 @@ class MixedSource(DataraxModule):
             self.rewind(self.state_at(before))
             raise
         return jax.tree.map(lambda *columns: _joined(columns)[place], *parts)
+
+    def get_batch_at(self, start: Any, size: int, key: jax.Array | None = None) -> dict[str, Any]:
+        """Raises, since a mixture cannot be indexed.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            f"{self._label()} is a mixture and cannot be indexed: use get_batch(n) or iterate over "
+            "it."
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields records without end."""

@@ -1,5 +1,10 @@
 """The order of records: Grain's bit for bit, a permutation everywhere, cheap inside a program."""
 
+import os
+import re
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +63,57 @@ def test_a_permutation_of_any_length(num_records):
         np.testing.assert_array_equal(np.sort(np.asarray(shuffled)), index)
 
 
+@pytest.mark.parametrize("size", [1, 5, 128, 1024])
+def test_few_records_have_the_same_order_however_it_is_found(size):
+    for num_records in (2, 3, 10, 17, 100, 143, 144, 145, 200, 500):
+        want = [
+            grain_index_shuffle(i, max_index=num_records - 1, seed=7, rounds=8)
+            for i in range(num_records)
+        ]
+        got = order.window(3, size, num_records=num_records, seed=np.uint32(7))
+        np.testing.assert_array_equal(got, np.take(want, np.arange(3, 3 + size), mode="wrap"))
+
+
+@pytest.mark.parametrize("num_records", [10, 100, 300, 5000])
+def test_vectorised_over_seeds_and_starts(num_records):
+    def shuffled(start, seed):
+        return order.window(start, 64, num_records=num_records, seed=seed)
+
+    starts, seeds = np.arange(5) * 7, np.arange(5, dtype=np.uint32) + 3
+    want = [shuffled(start, seed) for start, seed in zip(starts, seeds, strict=True)]
+    np.testing.assert_array_equal(jax.jit(jax.vmap(shuffled))(starts, seeds), want)
+
+
+SHARDED = """
+import functools, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec as P
+from datarax import order
+
+mesh = jax.make_mesh((4,), ("data",))
+
+for num_records in (10, 100, 300, 5000):
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P(), out_specs=P("data"))
+    def spread(t):
+        start = t * 64 + jax.lax.axis_index("data") * 16
+        return order.window(start, 16, num_records=num_records, seed=np.uint32(3))
+
+    t = jnp.int32(2)
+    want = order.window(128, 64, num_records=num_records, seed=np.uint32(3))
+    np.testing.assert_array_equal(spread(t), want)
+    program = spread.lower(t).compile().as_text()
+    assert not any(word in program for word in ("all-gather", "all-reduce", "all-to-all"))
+"""
+
+
+def test_each_device_finds_its_own_part_of_a_batch():
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "error", "-c", SHARDED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_neighbours_do_not_stay_together():
     shuffled = np.asarray(index_shuffle(np.arange(60_000), num_records=60_000, seed=0), float)
     assert abs(np.corrcoef(shuffled[:-1], shuffled[1:])[0, 1]) < 0.02
@@ -68,8 +124,18 @@ def test_traces_without_a_sort_or_anything_as_long_as_the_data():
         return order.window(start, 128, num_records=1_000_003, seed=seed)
 
     jaxpr = str(jax.make_jaxpr(shuffled)(jnp.int32(5), jnp.uint32(1)))
-    assert "sort" not in jaxpr
+    assert "sort[" not in jaxpr
     assert "1000003]" not in jaxpr
+
+
+@pytest.mark.parametrize("num_records", [200, 1797, 10_000, 65_535])
+def test_a_batch_of_a_short_permutation_holds_nothing_longer_than_itself(num_records):
+    def shuffled(start, seed):
+        return order.window(start, 128, num_records=num_records, seed=seed)
+
+    jaxpr = str(jax.make_jaxpr(shuffled)(jnp.int32(5), jnp.uint32(1)))
+    assert "sort[" not in jaxpr
+    assert max(int(size) for size in re.findall(r"[iub]\d*\w*\[(\d+)\]", jaxpr)) <= 128
 
 
 def test_the_seed_may_be_an_array():

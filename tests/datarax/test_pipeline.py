@@ -187,6 +187,40 @@ def test_other_bad_arguments_are_refused():
         pipeline(batch_size=0)
     with pytest.raises(TypeError, match="expected a source"):
         Pipeline(source=[1, 2], stages=[], batch_size=2)
+    for stages in (None, dict):
+        with pytest.raises(TypeError, match=r"stages=\[...\]"):
+            Pipeline(source=source(), stages=stages, batch_size=2)
+    with pytest.raises(TypeError, match=r"rngs=nnx.Rngs\(0\)"):
+        Pipeline(source=source(), stages=[], batch_size=2, rngs=0)
+    with pytest.raises(ValueError, match="'augment', and stages draw from 'default'"):
+        Pipeline(source=source(), stages=[], batch_size=2, rngs=nnx.Rngs(augment=0))
+    with pytest.raises(TypeError, match=r"stage '0'.*returned None"):
+        pipeline([lambda batch: None]).step()
+    with pytest.raises(TypeError, match="return carry, out"):
+        pipeline().scan(lambda carry, batch: carry, length=2, init_carry=0)
+
+
+def test_a_batch_without_names_leaves_the_text_behind():
+    dataset = datasets.Dataset.from_dict({"id": range(4), "text": list("abcd")})
+    texts = HFEagerSource.from_dataset(dataset)
+    pairs = Pipeline(source=texts, stages=[lambda b: (b["id"], -b["id"])], batch_size=4)
+    assert [array.tolist() for array in pairs.step()] == [[0, 1, 2, 3], [0, -1, -2, -3]]
+
+
+def test_iterating_stepping_and_scanning_give_the_same_numbers():
+    def shifted(batch, key):
+        return batch["id"] + jax.vmap(jax.random.uniform)(key)
+
+    runs = [
+        Pipeline(source=source(shuffle=True), stages=[shifted], batch_size=5, rngs=nnx.Rngs(1))
+        for _ in range(3)
+    ]
+    iterated = [batch for _ in range(2) for batch in runs[0]]
+    stepped = [runs[1].step() for _ in range(4)]
+    scanned = runs[2].scan(lambda batch: batch, length=4)
+    np.testing.assert_array_equal(np.stack(iterated), np.stack(stepped))
+    np.testing.assert_array_equal(np.stack(iterated), scanned)
+    assert runs[0].get_state() == runs[1].get_state() == runs[2].get_state()
 
 
 # --- scan --------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 """Reading ahead: the same batches, their states, errors in their place, and no thread left."""
 
 import gc
+import glob
 import os
 import threading
 import time
+import tracemalloc
 
 import datasets
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from datarax import HFEagerSource, HFStreamingSource, Pipeline, prefetch_to_device
@@ -118,15 +121,63 @@ def test_reading_ahead_is_bounded():
         assert len(read) <= 1 + 3 + 1  # taken, ready, and the one that waits for room
 
 
-def test_abandoned_iterators_leave_nothing_behind():
-    source, before = stream(), len(os.listdir("/proc/self/fd"))
+@pytest.fixture
+def files(tmp_path) -> HFStreamingSource:
+    """A shuffled stream that has several files open at once."""
+    for number in range(5):
+        rows = dataset().shard(5, number)
+        rows.to_parquet(tmp_path / f"train-{number}.parquet", batch_size=10)
+    data = datasets.load_dataset(str(tmp_path), split="train", streaming=True)
+    return HFStreamingSource.from_dataset(data, shuffle=True, shuffle_buffer_size=20)
+
+
+def opened() -> list[str]:
+    """The Parquet files that this process has open."""
+    links = glob.glob("/proc/self/fd/*")
+    return [link for link in links if os.path.realpath(link).endswith(".parquet")]
+
+
+@pytest.mark.parametrize("ways", ["prefetch", "batches", "records", "clone"])
+def test_abandoned_iterators_leave_nothing_behind(files, ways):
+    iterators = {
+        "prefetch": lambda: prefetch_to_device(files, batch_size=8),
+        "batches": lambda: files.epoch_batches(8),
+        "records": lambda: iter(files),
+        "clone": lambda: files.clone().epoch_batches(8),
+    }
+    before = len(os.listdir("/proc/self/fd"))
     for _ in range(100):
-        ahead = prefetch_to_device(source, batch_size=8)
-        next(ahead)
-        del ahead
+        abandoned = iterators[ways]()
+        next(abandoned)
+        del abandoned
     gc.collect()
     assert threads() == []
+    files.close()
+    gc.collect()
+    assert opened() == []
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_memory_does_not_grow_over_ten_epochs(files):
+    def epoch():
+        count = sum(len(batch["x"]) for batch in prefetch_to_device(files, batch_size=64))
+        assert count == N
+
+    def held():
+        gc.collect()
+        arrays = sum(array.nbytes for array in jax.live_arrays())
+        return tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() + arrays
+
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            epoch()
+        before = held()
+        for _ in range(10):
+            epoch()
+        assert held() - before < 100_000  # ten epochs' numbers and texts are some 400,000
+    finally:
+        tracemalloc.stop()
 
 
 def test_sharding_places_global_arrays():

@@ -14,6 +14,7 @@ from datarax import (
     EagerSourceBase,
     HFEagerConfig,
     HFEagerSource,
+    HFStreamingSource,
     MemorySource,
     MemorySourceConfig,
     SourceConfigBase,
@@ -101,6 +102,13 @@ def test_closing_over_an_untouched_source_leaves_no_tracer_behind():
     source = memory()
     jax.jit(lambda start: source.get_batch_at(start, 2))(0)
     assert source.get_batch_at(1, 2)["id"].tolist() == [1, 2]
+
+
+def test_a_compiled_function_is_told_to_ask_by_position():
+    with pytest.raises(TypeError, match=r"get_batch_at\(start, size, key\)"):
+        nnx.jit(lambda source: source.get_batch(2)["id"])(memory())
+    with pytest.raises(TypeError, match="expected an integer, found float32"):
+        memory().get_batch_at(1.5, 2)
 
 
 def test_in_random_order_it_needs_a_key():
@@ -289,6 +297,20 @@ def test_a_copy_loads_again_only_for_other_data(tmp_path):
     assert set(less.data) == {"x"}
 
 
+@pytest.mark.parametrize("make", [memory, texts])
+def test_a_copy_keeps_what_was_set(make):
+    source = make()
+    source.set_random_order(True)
+    source.reset(8)
+    source.set_statistics({"mean": 0.5})
+    copy = source.copy(name="other")
+    assert ids(copy) == epoch_order(0, seed=8)
+    assert copy.get_statistics() == {"mean": 0.5}
+    again = source.copy(config=source.config)  # the configuration decides where one is given
+    assert not again.is_random_order
+    assert again.get_statistics() is None
+
+
 def test_nothing_is_placed_until_it_is_touched_and_then_once():
     source = memory()
     clone, copy = source.clone(), source.copy(name="copy")
@@ -340,6 +362,8 @@ def test_users_may_write_sources_of_their_own():
         ({"split": "train"}, "name="),
         ({"name": "mnist"}, "split="),
         ({"name": "a", "split": "b", "include_keys": {"x"}, "exclude_keys": {"y"}}, "exclude each"),
+        ({"name": "a", "split": "b", "include_keys": "label"}, "include_keys={'label'}"),
+        ({"name": "a", "split": "b", "exclude_keys": "label"}, "exclude_keys={'label'}"),
         ({"name": "a", "split": "b", "seed": -1}, "seed=-1"),
         ({"name": "a", "split": "b", "seed": 2**32}, "seed=4294967296"),
         ({"name": "a", "split": "b", "on_bad_rows": "drop"}, "on_bad_rows"),
@@ -367,11 +391,39 @@ def test_configurations_are_frozen_and_hashable():
         ({"x": 3}, ValueError, "shape"),
         ({"x": [2**40]}, ValueError, r"'x'.*int32"),
         ([1, 2], TypeError, "dict of arrays"),
+        ({3: [1, 2]}, TypeError, "expected a string, '3'"),
+        ({"k": jax.random.split(jax.random.key(0), 3)}, TypeError, "'k'.*key_data"),
     ],
 )
 def test_memory_that_cannot_be_is_refused(data, error, words):
     with pytest.raises(error, match=words):
         MemorySource(MemorySourceConfig(), data)
+
+
+def test_memory_keeps_narrow_floats_and_ragged_rows():
+    for array in (np.ones(3, jnp.bfloat16), jnp.ones(3, jnp.bfloat16), np.ones(3, np.float16)):
+        source = MemorySource(MemorySourceConfig(), {"x": array})
+        assert source.get_batch(2)["x"].dtype == array.dtype
+    source = MemorySource(MemorySourceConfig(), {"x": [[1], [2, 3]], "id": [0, 1]})
+    assert [row.tolist() for row in source.get_batch(2)["x"]] == [[1], [2, 3]]
+    assert source.element_spec()["x"].dtype == object
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: HFEagerSource(MemorySourceConfig()), r"HFEagerSource\(HFEagerConfig\("),
+        (lambda: HFEagerSource({"name": "mnist"}), r"HFEagerSource\(HFEagerConfig\("),
+        (
+            lambda: HFStreamingSource(HFEagerConfig(name="a", split="b")),
+            r"HFStreamingSource\(HFStreamingConfig\(",
+        ),
+        (lambda: MemorySource({"shuffle": True}, {"x": [1]}), "expected a MemorySourceConfig"),
+    ],
+)
+def test_another_configuration_is_refused(make, words):
+    with pytest.raises(TypeError, match=words):
+        make()
 
 
 def test_a_dataset_dict_wants_a_split():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from datarax import MemorySource, MemorySourceConfig, Pipeline
 from datarax.stages import Map, Normalize, OneHot, RandomCrop, RandomFlip, Scale
@@ -63,3 +64,25 @@ def test_equal_stages_share_one_compiled_step():
     first, second = (Pipeline(source=source, stages=s, batch_size=2) for s in stages)
     np.testing.assert_array_equal(first.step()["image"].shape, (2, 5, 4, 3))
     assert first.stages._functions == second.stages._functions
+
+
+@pytest.mark.parametrize(
+    ("stage", "column", "arguments", "words"),
+    [
+        (Scale("x"), np.ones(2, np.float32), {}, "float32: Scale divides integers"),
+        (RandomFlip("x"), np.ones((2, 4)), {"key": KEYS[:2]}, r"\(batch, height, width\)"),
+        (RandomCrop("x", 1), np.ones((2, 4, 4)), {"key": KEYS[0]}, r"split\(key, 2\)"),
+        (Map("y", jnp.negative), np.ones(2), {}, "'y': the batch has 'x'"),
+    ],
+)
+def test_a_stage_says_what_it_expects(stage, column, arguments, words):
+    with pytest.raises((TypeError, ValueError, KeyError), match=words):
+        stage({"x": jnp.asarray(column)}, **arguments)
+
+
+def test_stages_may_be_vectorised():
+    crops = jax.vmap(lambda images, keys: RandomCrop("x", 1)({"x": images}, key=keys)["x"])
+    images = jnp.asarray(IMAGES[..., 0])
+    np.testing.assert_array_equal(
+        crops(images[None], KEYS[None])[0], RandomCrop("x", 1)({"x": images}, key=KEYS)["x"]
+    )

@@ -8,7 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.utils import httpx
 
+from datarax import StreamingSourceBase, network
+from datarax.sources.base import SourceConfigBase
 from tests.support.hubprocess import Failure
 from tests.support.hubserver import HubServer
 
@@ -43,7 +46,7 @@ def server():
     with HubServer() as hub:
         files = {f"train-{n:05d}.parquet": parquet(n * ROWS) for n in range(FILES)}
         hub.add("me/rows", files)
-        torn = {f"train-{n}.parquet": parquet(n * ROWS) for n in range(3)}
+        torn = {f"train-{n}.parquet": parquet(n * ROWS) for n in range(4)}
         torn["train-1.parquet"] = torn["train-1.parquet"][:-20]
         torn["train-2.parquet"] = _zeroed(torn["train-2.parquet"])
         hub.add("me/torn", torn)
@@ -68,8 +71,6 @@ def client(server):
         process(
             "import warnings, json, logging\n"
             "logging.basicConfig(level=logging.INFO)\n"
-            "import huggingface_hub.utils._http as http\n"
-            "sleep = http.time.sleep\n"
             "from datarax import HFStreamingConfig, HFStreamingSource, from_hf\n"
             "def source(name, **fields):\n"
             "    fields = {'split': 'train', 'streaming': True} | fields\n"
@@ -95,6 +96,113 @@ def test_nothing_is_lost_or_repeated(client, server, shuffle):
     server.fault = faults = Faults()
     assert client(code) == expected
     assert faults.count > 10
+
+
+class Busy:
+    """Answers some requests for files' bytes, by number, with 429 and a `Retry-After`."""
+
+    def __init__(self, seconds, *numbers):
+        self.seconds, self.numbers = seconds, numbers
+        self.count, self.waits, self._refused = 0, [], {}
+
+    def __call__(self, request):
+        if (request.route, request.method) != ("resolve", "GET"):
+            return None
+        asked = request.path, request.headers.get("range")
+        if asked in self._refused:
+            self.waits.append(request.at - self._refused.pop(asked))
+        self.count += 1
+        if self.count not in self.numbers:
+            return None
+        self._refused[asked] = request.at
+        return 429, {"Retry-After": str(self.seconds)}
+
+
+def test_a_busy_hub_gets_the_time_that_it_asks_for(client, server):
+    expected = client("result = epoch(source('me/rows'))")
+    server.fault = busy = Busy(2, 4)
+    assert client("result = epoch(source('me/rows'))") == expected
+    assert len(busy.waits) == 1
+    assert busy.waits[0] >= 2
+
+
+class Pages:
+    """Shards of one's own: files of a server, whose client gives up at the first failure."""
+
+    features, length, num_shards = None, None, 3
+
+    def __init__(self, url):
+        self._url = f"{url}/datasets/me/pages/resolve/main"
+
+    def open(self, shard, state):
+        for page in range(state or 0, 4):
+            answer = httpx.get(f"{self._url}/{shard}-{page}.json?key=sesame", timeout=1.0)
+            answer.raise_for_status()
+            yield pa.table({"x": answer.json()}), page + 1
+
+    def label(self, shard):
+        return f"page {shard}"
+
+
+def pages(server, **fields):
+    files = {f"{n // 4}-{n % 4}.json": json.dumps([2 * n, 2 * n + 1]) for n in range(12)}
+    server.add("me/pages", files)
+    return StreamingSourceBase(SourceConfigBase(), Pages(server.url), **fields)
+
+
+def xs(source, size=4):
+    return [batch["x"].tolist() for batch in source.epoch_batches(size)]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_whatever_client_reads_nothing_is_lost_or_repeated(server, caplog, shuffle):
+    fields = {"shuffle": shuffle, "shuffle_buffer_size": 8}
+    expected = xs(pages(server, **fields))
+    assert sorted(sum(expected, [])) == list(range(24))
+    server.fault = faults = Faults()
+    source = pages(server, **fields)
+    assert xs(source) == expected
+    assert faults.count > 12
+    assert "Reading on in" in caplog.text
+    assert "sesame" not in caplog.text
+    server.fault = busy = Busy(1, 6, 9)
+    assert xs(pages(server, **fields)) == expected
+    assert len(busy.waits) == 2
+    assert min(busy.waits) >= 1
+
+
+def test_a_network_that_stays_bad_is_an_error_that_names_the_place_and_loses_nothing(server):
+    source = pages(server, timeout=2.0)
+    assert source.get_batch(8)["x"].tolist() == list(range(8))
+    server.fault = lambda request: 503
+    place = r"page 1, row 0: HTTPStatusError: .*503"
+    help = r"It failed \d times. Resume from the last state, or wait longer: timeout=4\.$"
+    with pytest.raises(ConnectionError, match=f"{place}.*{help}") as caught:
+        source.get_batch(4)
+    assert "sesame" not in str(caught.value)
+    server.requests.clear()
+    server.fault = lambda request: (429, {"Retry-After": "60"})
+    with pytest.raises(ConnectionError, match=r"server asks to wait 60 s.*timeout=64"):
+        source.get_batch(4)
+    assert len(server.requests) == 1
+    server.fault = None
+    assert sum(xs(source), []) == list(range(24))
+    source.set_state(json.loads(json.dumps(source.get_state())))
+
+
+def test_pauses_grow_differ_and_are_bounded():
+    runs = [list(network.pauses(12)) for _ in range(20)]
+    assert len({run[0] for run in runs}) == 20
+    for run in runs:
+        assert len(run) == 11
+        assert 0.25 <= run[0] <= 0.5
+        assert all(run[n] >= run[n - 2] for n in range(2, 7))
+        assert max(run) <= 30
+
+
+def test_secrets_are_left_out_of_messages():
+    text = "GET https://me:word@host/file?X-Amz-Signature=abc with hf_sesame failed"
+    assert network.redacted(text) == "GET https://host/file with hf_... failed"
 
 
 def test_a_resumed_stream_reads_on_from_the_same_commit(client, server):
@@ -144,6 +252,12 @@ def test_a_refusal_is_an_error_at_once(client, server):
     server.fault = Faults()
     assert len(client(f"result = epoch(source('me/secret', {kwargs}))")) == 30
     assert TOKEN not in client.output
+    client(f"s = source('me/secret', {kwargs}); s.get_batch(500)")
+    server.fault = lambda request: 403 if request.route == "resolve" else None
+    failure = client.run("s.get_batch(100)")
+    assert "PermissionError" in failure.types
+    assert TOKEN not in failure.traceback + client.output
+    server.fault = None
     failure = client.run("source('me/secret')")
     assert "FileNotFoundError" in failure.types
 
@@ -153,6 +267,13 @@ def test_a_damaged_shard_is_named_or_left_out(client):
     assert failure.type == "ValueError", failure.traceback
     assert "train-1.parquet, row 0" in failure.message
     assert "on_bad_rows='skip'" in failure.message
+    # What came before is not lost: its state goes on with a source that leaves out the rest.
+    found = client(
+        f"s = source('me/torn'); s.get_batch({ROWS}); state = s.get_state()\n"
+        "s = source('me/torn', on_bad_rows='skip'); s.set_state(state)\n"
+        "result = s.get_batch(100)['x'].tolist()"
+    )
+    assert found == list(range(3 * ROWS, 3 * ROWS + 100))
     found, stats = client(
         "s = source('me/torn', on_bad_rows='skip')\n"
         "result = [sum(epoch(s), []), s.get_operation_stats()]"

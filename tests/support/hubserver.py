@@ -7,11 +7,13 @@ import re
 import socket
 import struct
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.support.hubprocess import HubProcess
 
@@ -26,6 +28,7 @@ class Request:
     path: str
     route: str
     headers: Mapping[str, str]
+    at: float = field(default_factory=time.monotonic)
 
     @property
     def token(self) -> str | None:
@@ -61,7 +64,8 @@ class HubServer:
 
     Args:
         fault: called with every `Request` before it is answered; None answers as usual, an
-            integer answers with that status, `"reset"` closes the connection at once,
+            integer answers with that status, a pair of an integer and a dict with these headers
+            too, `"reset"` closes the connection at once,
             `"truncate"` sends half of the body, `"stall"` says nothing until the server closes.
 
     Example:
@@ -71,7 +75,7 @@ class HubServer:
                 client("import datasets; result = len(datasets.load_dataset('ylecun/mnist'))")
     """
 
-    def __init__(self, fault: Callable[[Request], int | str | None] | None = None):
+    def __init__(self, fault: Callable[[Request], Any] | None = None):
         self.fault = fault
         self.requests: list[Request] = []
         self._repositories: dict[str, Repository] = {}
@@ -189,7 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if isinstance(fault, int):
-            return self._error(fault, "Injected", f"injected {fault}")
+            fault = fault, {}
+        if isinstance(fault, tuple):
+            status, headers = fault
+            return self._error(status, "Injected", f"injected {status}", headers)
         self._truncate = fault == "truncate"
         if route == "other":
             return self._error(404, "NotFound", "no such page")

@@ -4,6 +4,7 @@ import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from datarax import HFEagerSource, MemorySource, MemorySourceConfig
@@ -87,6 +88,36 @@ class Traced(nnx.Module):
         else:
             self.counts.training += 1
         return self.inner(x)
+
+
+class Diary(nnx.Module):
+    """Writes down the records of each step's batch, in its own state.
+
+    Args:
+        inner: The model that does the work.
+        steps: Number of steps it has room for.
+        batch_size: Records in a batch.
+    """
+
+    def __init__(self, inner, steps, batch_size):
+        self.inner = inner
+        self.records = nnx.Variable(jnp.full((steps, batch_size), -1, jnp.int32))
+        self.step = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, x):
+        return self.inner(x)
+
+    def write(self, records):
+        """Writes down the records of the next step."""
+        self.records[...] = self.records[...].at[self.step[...]].set(records)
+        self.step[...] += 1
+
+
+def noted_loss(model, batch):
+    """Cross-entropy of a `Diary`, which writes down the batch's records."""
+    model.write(batch["id"])
+    logits = model(batch["x"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 
 class Counts:

@@ -113,7 +113,7 @@ def _parts(model, source, batch_size):
     objective = Objective(task.loss, task.metrics, task.label)
     definition, params, rest = split(model, nnx.Param, training=True)
     update = Update(optimizer, nnx.Param, accumulate=1, ema=None)
-    step = train_step(definition, objective, update, batches.rows)
+    step = train_step(definition, objective, update, batches.rows, Layout().slices)
 
     def start():
         window = Window.empty(objective.metrics)

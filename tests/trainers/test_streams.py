@@ -130,6 +130,16 @@ def test_a_mixture_trains():
     assert result.status == "finished"
 
 
+def test_a_mixture_wants_steps_and_cannot_be_indexed():
+    mixture = MixedSource([stream(), stream(seed=5)], weights=[3, 1])
+    with pytest.raises(ValueError, match=r"epochs=2 says nothing: write .*steps="):
+        Trainer(Linear(), mixture, epochs=2)
+    with pytest.raises(NotImplementedError, match="cannot be indexed"):
+        mixture.get_batch_at(0, 4)
+    with pytest.raises(TypeError, match="never ends"):
+        len(mixture)
+
+
 def test_text_beside_the_inputs_does_no_harm():
     rows = dataset().add_column("text", ["a"] * N).to_iterable_dataset(num_shards=4)
     source = HFStreamingSource.from_dataset(rows, exclude_keys={"id"})

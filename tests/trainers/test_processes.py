@@ -1,0 +1,286 @@
+"""One run of several real processes: the same as one of a single process, whatever ends them."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.support import worker
+from tests.support.processes import ROOT, Group, free_port
+from tests.support.runs import rows
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+GRID = [(1, 1), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2)]  # processes, devices of each
+
+
+@pytest.fixture(scope="module")
+def two():
+    """Two processes of two devices each."""
+    with Group(2, 2) as group:
+        yield group
+
+
+@pytest.fixture(scope="module")
+def whole(compiled_once):
+    """The records of each step of an uninterrupted run, and its losses."""
+    result = worker.diary().fit()
+    return worker.records(result.model), worker.losses(result)
+
+
+def _assert_layout(found, expected):
+    for name in ("batches", "ids", "records"):
+        assert found[name] == expected[name], name
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
+    assert found["evaluate"] == pytest.approx(expected["evaluate"], rel=1e-5)
+    np.testing.assert_allclose(found["predict"], expected["predict"], rtol=1e-5, atol=1e-6)
+
+
+# --- the same on all layouts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "shards", "sharding"),
+    [
+        (101, 8, "fsdp"),
+        pytest.param(101, 1, "replicate", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_do_what_one_does(two, n, shards, sharding):
+    expected = worker.layout(n, shards)
+    one, other = two.results(worker.layout, n, shards, sharding)
+    assert one == other
+    assert len(one["losses"]) == 100
+    epoch = sum(one["ids"][: len(one["ids"]) // 2], [])
+    assert sorted(epoch) == list(range(n))
+    _assert_layout(one, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), GRID)
+def test_every_layout_does_what_one_device_does(processes, devices):
+    with Group(processes, devices) as group:
+        for n in (96, 101):
+            for shards in (1, 8):
+                expected = worker.layout(n, shards)
+                found = group.results(worker.layout, n, shards)
+                assert all(one == found[0] for one in found)
+                assert group.results(worker.layout, n, shards) == found  # bit for bit
+                _assert_layout(found[0], expected)
+                _assert_layout(group.results(worker.layout, n, shards, "fsdp")[0], expected)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A dataset of 101 PNG images on disk."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (101, 6, 6, 3)).astype(np.uint8)
+    return _saved([_png(image) for image in pixels], tmp_path_factory.mktemp("images"))
+
+
+def _png(pixels):
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def _saved(files, folder):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int32")})
+    rows = {"image": [{"bytes": file} for file in files], "label": list(range(len(files)))}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder)
+    return str(folder)
+
+
+def test_a_process_decodes_only_the_rows_of_its_shards(two, images):
+    alone = worker.decoded(images)
+    assert sorted(alone["seen"]) == list(range(101))
+    assert alone["decoded"] == 101
+    for found in two.results(worker.decoded, images):
+        assert abs(found["decoded"] - 101 / 2) <= 8  # the number of shards
+        assert found["seen"] == alone["seen"]
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def test_what_one_process_cannot_read_all_raise(two, images, tmp_path):
+    dataset = datasets.load_from_disk(images).cast_column("image", datasets.Image(decode=False))
+    files = [row["image"]["bytes"] for row in dataset]
+    files[33] = files[33][:60]
+    replies = two.call(worker.broken, _saved(files, tmp_path / "broken"))
+    assert sorted(reply.error for reply in replies) == ["RuntimeError", "ValueError"]
+    for reply in replies:
+        assert "row 33" in reply.message
+        assert "Process" in reply.message or reply.error == "ValueError"
+
+
+# --- preempted, damaged, killed ------------------------------------------------------------------
+
+
+def test_a_run_goes_from_two_processes_to_one_and_back(two, whole, tmp_path):
+    records, losses = whole
+    workdir = str(tmp_path)
+    for found in two.results(worker.go_on, workdir, 7):  # of which one gets SIGTERM
+        assert (found["status"], found["step"]) == ("preempted", 7)
+    found = worker.go_on(workdir, 13, process=0)
+    assert (found["status"], found["step"]) == ("preempted", 13)
+    one, other = two.results(worker.go_on, workdir, 19, signal.SIGTERM, 0)
+    assert (other["status"], other["step"]) == ("preempted", 19)
+    assert (one["writes"] > 0, other["writes"]) == (True, 0)  # only the first process writes
+    # The newest checkpoint is damaged: all take the one before.
+    for found in two.results(worker.mend, workdir):
+        assert found["status"] == "finished"
+        assert found["records"] == records
+        (said,) = found["said"]
+        assert "checkpoints/19 is damaged" in said
+        assert "Step 16 before it is taken" in said
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, worker.STEPS + 1))
+    np.testing.assert_allclose([r["train/loss"] for r in rows(tmp_path)], losses, rtol=1e-5)
+    assert len(list((tmp_path / "checkpoints").glob("damaged-19-*"))) == 1
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(whole, tmp_path, victim):
+    with Group(2, lost_after=10) as group:
+        group.begin(worker.go_on, str(tmp_path), 10, signal.SIGKILL, victim)
+        assert group.ended(victim)[0] == -signal.SIGKILL
+        status, said = group.ended(1 - victim)
+        assert status != 0
+        assert "another task died" in said
+    found = worker.go_on(str(tmp_path))
+    assert found["status"] == "finished"
+    assert found["records"] == whole[0]
+    np.testing.assert_allclose(found["losses"], whole[1], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 8])
+def test_from_four_processes_to_two_to_one_to_four(tmp_path, shards):
+    workdir, expected = str(tmp_path), worker.diary(shards=shards).fit()
+    with Group(4, 2) as group:
+        for found in group.results(worker.go_on, workdir, 6, signal.SIGTERM, 2, shards):
+            assert (found["status"], found["step"]) == ("preempted", 6)
+    with Group(2, 1, lost_after=10) as group:
+        group.begin(worker.go_on, workdir, 11, signal.SIGKILL, 1, shards)
+        assert all(group.ended(index)[0] != 0 for index in range(2))
+    with Group(1, 4) as group:
+        (found,) = group.results(worker.go_on, workdir, 17, signal.SIGTERM, 0, shards)
+        assert (found["status"], found["step"]) == ("preempted", 17)
+    with Group(4, 1) as group:
+        for found in group.results(worker.go_on, workdir, None, None, None, shards):
+            assert found["status"] == "finished"
+            assert found["records"] == worker.records(expected.model)
+            np.testing.assert_allclose(found["losses"], worker.losses(expected), rtol=1e-5)
+
+
+# --- what differs from process to process --------------------------------------------------------
+
+DIFFERENT = {
+    "data": "the data's fingerprint",
+    "length": "the data's fingerprint",
+    "seed": "the order",
+    "shards": "the order",
+    "batch_size": "batch_size: process 0 has 16, process 1 has 32",
+    "steps": "steps: process 0 has 4, process 1 has 5",
+    "accumulate": "accumulate: process 0 has 1, process 1 has 2",
+    "log_every": "log_every: process 0 has 100, process 1 has 2",
+    "ema": "ema: process 0 has 0.9, process 1 has 0.99",
+    "parameters": "the model's first parameters",
+    "loss": "the compiled program: the code of the model, the loss or a stage",
+    "callbacks": "callbacks",
+    "evaluation data": "the data's fingerprint",
+    "evaluation names": "the names of what to evaluate on",
+}
+
+
+def test_what_differs_is_named_on_every_process_before_step_0(two):
+    for what, name in DIFFERENT.items():
+        for reply in two.call(worker.disagree, what):
+            assert reply.error == "ValueError", (what, reply.traceback)
+            assert f"The processes disagree on {name}" in reply.message, what
+            assert "Start the same script with the same data on each." in reply.message
+    for kind in ("evaluate", "predict"):
+        for reply in two.call(worker.evaluate_other, kind):
+            assert "The processes disagree on the data's fingerprint" in reply.message
+
+
+def test_a_callback_of_one_process_stops_all_or_fails_all(two):
+    expected = ["stopped", 6, ["epoch", "eval/loss", "step", "train/loss"]]
+    assert two.results(worker.stopped) == [expected] * 2
+    one, other = two.call(worker.failing)
+    assert (other.error, other.message) == ("ZeroDivisionError", "in a callback")
+    assert one.error == "RuntimeError"
+    assert one.message == "Process 1 of 2 failed: ZeroDivisionError: in a callback"
+
+
+# --- initialize ----------------------------------------------------------------------------------
+
+
+_CODE = """
+import json, os, sys, trainers
+said = []
+for arguments, env in json.loads(sys.argv[1]):
+    os.environ.update(env)
+    try:
+        trainers.initialize(**arguments)
+        said.append(None)
+    except Exception as error:
+        said.append(f"{type(error).__name__}: {error}")
+    for name in env:
+        del os.environ[name]
+print(json.dumps(said))
+"""
+
+
+def _begun(*calls):
+    """Begins a process that calls `initialize` with some arguments in some environments."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM_", "OMPI_"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", _CODE, json.dumps(calls)],
+        env={**clean, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _call(address=None, count=None, index=None, env=None, **more):
+    arguments = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    return {**arguments, **more}, env or {}
+
+
+def test_one_process_joins_nothing_and_what_makes_no_sense_is_refused():
+    expected = [
+        (_call(), None),
+        (_call("localhost:1", 1, 0), None),
+        (_call(env={"JAX_NUM_PROCESSES": "1"}), None),
+        (_call("localhost:1"), "num_processes=None and process_id=None: give all three, or none"),
+        (_call(None, 2, 0), "coordinator_address=None, num_processes=2 and process_id=0: give"),
+        (_call(env={"JAX_NUM_PROCESSES": "2"}), "coordinator_address=None, num_processes=2 and"),
+        (_call(env={"JAX_PROCESS_ID": "x"}), "JAX_PROCESS_ID='x': expected a number"),
+        (_call("localhost", 2, 1), "coordinator_address='localhost': expected host:port"),
+        (_call("localhost:1", 2, 2), "process_id < num_processes"),
+    ]
+    out, errors = _begun(*[call for call, _ in expected]).communicate()
+    for said, (call, words) in zip(json.loads(out), expected, strict=True):
+        assert (said is None) == (words is None), (call, said)
+        assert words is None or (words in said and said.startswith("ValueError"))
+    assert "Traceback" not in errors
+
+
+def test_processes_that_do_not_find_each_other_say_so():
+    here, there = (f"localhost:{free_port()}" for _ in range(2))
+    waits, asks = _begun(_call(here, 2, 0, timeout=2)), _begun(_call(there, 2, 1, timeout=2))
+    out, _ = asks.communicate()
+    words = "of 2 did not find the others at {} within 2 s. Is process 0 running"
+    (said,) = json.loads(out)
+    assert said.startswith(f"RuntimeError: Process 1 {words.format(there)}")
+    # Process 0 waits for others that do not come. JAX ends it.
+    _, errors = waits.communicate()
+    assert waits.returncode != 0
+    assert f"Process 0 {words.format(here)}" in errors
