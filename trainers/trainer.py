@@ -193,7 +193,7 @@ class Trainer:
                 f"accumulate={accumulate} does not divide batch_size={self.batch_size}: each slice "
                 "has the same number of records."
             )
-        layout.expect_batch(self.batch_size, accumulate, self.pipeline.shards)
+        layout.expect_batch(self.batch_size, accumulate, _dealt(self.pipeline))
         agreement.expect_same(identity(self.pipeline))
         memory.expect_data_fits(self.pipeline)
         self._batches = agreement.together(lambda: as_batches(self.pipeline, layout))
@@ -363,7 +363,7 @@ class Trainer:
                 pipeline = as_pipeline(
                     pipeline.source, self.batch_size, shards=self.pipeline.shards
                 )
-        self._layout.expect_batch(pipeline.batch_size, 1, pipeline.shards)
+        self._layout.expect_batch(pipeline.batch_size, 1, _dealt(pipeline))
         agreement.expect_same(identity(pipeline))
         return agreement.together(lambda: as_batches(pipeline, self._layout, stored_order=True))
 
@@ -397,6 +397,11 @@ def _expect_precision(precision: Any) -> None:
         return
     why = " overflows without loss scaling" * (jnp.dtype(precision) == jnp.float16)
     raise ValueError(f"precision={jnp.dtype(precision)}{why}: write precision=jnp.bfloat16.")
+
+
+def _dealt(pipeline: Pipeline) -> int:
+    """Returns to how many shards the rows on the devices are dealt; a stream's are not."""
+    return 1 if pipeline.is_stream else pipeline.shards
 
 
 def _named(source: Any) -> dict[str, Any]:
