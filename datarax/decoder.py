@@ -19,6 +19,7 @@ from datarax.lists import fits, is_number, misfits
 from datarax.objects import host_column, objects
 
 Path = tuple[str, ...]
+Part = dict[Path, np.ndarray]  # columns, in flat form
 Place = Callable[[int], str]
 
 _FIRST = 1024  # rows that decide what a column is

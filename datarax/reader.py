@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from datarax import network
+from datarax.piece import Piece, Table
 from datarax.shards import Shards
 
 logger = logging.getLogger(__name__)
@@ -28,20 +29,6 @@ class Care:
 
     timeout: float | None = None
     on_bad_rows: Literal["raise", "skip"] = "raise"
-
-
-class Piece(NamedTuple):
-    """Rows that follow each other in one shard.
-
-    Args:
-        table: The rows.
-        shard: The shard.
-        row: The number of the first row, counted from the shard's start.
-    """
-
-    table: pa.Table
-    shard: int
-    row: int
 
 
 class OpenShard:
@@ -77,14 +64,12 @@ class OpenShard:
             if not self._advance():
                 return None
             self._offset = beyond
-        table = self._table.slice(self._offset, rows)
-        piece = Piece(table, self.shard, self._row + self._offset)
-        self._offset += len(table)
-        return piece
+        start, self._offset = self._offset, min(self._offset + rows, len(self._table))
+        return Piece(self._table, start, self._offset)
 
     def peek(self) -> pa.Table | None:
         """Returns the first table, which will be read again; None if the shard is empty."""
-        return self._table if self._table is not None or self._advance() else None
+        return self._table.rows if self._table is not None or self._advance() else None
 
     def close(self) -> None:
         """Closes the file."""
@@ -102,7 +87,7 @@ class OpenShard:
             table, after = found
             if len(table):
                 self._before, self._after = self._after, after
-                self._table, self._row = table, row
+                self._table, self._row = Table(table, self.shard, row, self._shards.label), row
                 return True
             self._after = after
 

@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datarax.decoder import Decoder
+from datarax.decoder import Decoder, Part
 from datarax.reader import Care, OpenShard, Reader
 from datarax.shards import READ_ROWS, Shards
 from datarax.streamorder import Order, permutation
-from datarax.window import Part, Window
+from datarax.window import Window
 
 _WIDTH = 8  # shards open at once where rows are shuffled
 _TURNS = 4  # of them that a window has rows of; those after it of the next
@@ -190,13 +190,13 @@ class Stream:
             pieces, rows = [], 0
             while rows < size and (piece := self._reader.read()) is not None:
                 pieces.append(piece)
-                rows += len(piece.table)
+                rows += piece.rows
             if not pieces:
                 return None
             mixed = None
             if self._order.shuffle:
                 mixed = permutation(rows, self._order.epoch_seed(self._epoch), self._number, number)
-            return Window(pieces, self._decoder, mixed, anchor, number, self._shards.label)
+            return Window(pieces, self._decoder, mixed, anchor, number)
         except BaseException:
             self._reader.load(anchor)  # so that the next attempt loses nothing
             raise

@@ -1,7 +1,6 @@
 """The order of a stream's records: arithmetic on (seed, epoch, stream, window)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ _WORD = 2**64 - 1
 
 
 def permutation(length: int, *key: int) -> np.ndarray:
-    """Returns a pseudo-random permutation of a short range: a sort by SplitMix64 hashes.
+    """Returns a pseudo-random permutation of a short range: a sort by hashes.
 
     A window is permuted as a whole, and its length is seldom the same twice: `index_shuffle` would
     be compiled for each.
@@ -25,32 +24,38 @@ def permutation(length: int, *key: int) -> np.ndarray:
     """
     seed = 0
     for word in key:
-        seed = _mix(seed ^ word) & _WORD
-    bits = np.uint64(max(length - 1, 1).bit_length())
-    index = np.arange(length, dtype=np.uint64)
-    # The hash's lower bits give way to the index: no two are equal, so any sort gives the same.
-    keys = _mix(index + np.uint64(seed))
-    keys >>= bits
-    keys <<= bits
+        seed = _mix(seed ^ word)
+    index = np.arange(length, dtype=np.uint32)
+    keys, bits = _hashes(index, seed), max(length - 1, 1).bit_length()
+    if bits > 14:  # of 32, too few would be left to sort by
+        keys = keys.astype(np.uint64) << np.uint64(32) | _hashes(index, _mix(seed))
+    # A hash's lower bits give way to the index: no two are equal, so any sort gives the same.
+    low = keys.dtype.type(2**bits - 1)
+    keys &= ~low
     keys |= index
     keys.sort()
-    keys &= (np.uint64(1) << bits) - np.uint64(1)
-    return keys.view(np.int64)
+    keys &= low
+    return keys.astype(np.int64)
 
 
-def _mix(x: Any) -> Any:
-    """SplitMix64's output function (Steele, Lea and Flood, 2014), of an array or an integer."""
-    if isinstance(x, int):
-        x = (x + 0x9E3779B97F4A7C15) & _WORD
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
-        return x ^ (x >> 31)
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x ^= x >> np.uint64(shift)
-        x *= np.uint64(factor)
-    x ^= x >> np.uint64(31)
+def _hashes(index: np.ndarray, seed: int) -> np.ndarray:
+    """MurmurHash3's finalizer (Appleby, 2011) of uint32s, keyed with 64 bits."""
+    x = index + np.uint32(seed & 0xFFFFFFFF)
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x85EBCA6B)
+    x ^= np.uint32(seed >> 32)
+    x ^= x >> np.uint32(13)
+    x *= np.uint32(0xC2B2AE35)
+    x ^= x >> np.uint32(16)
     return x
+
+
+def _mix(x: int) -> int:
+    """SplitMix64's output function (Steele, Lea and Flood, 2014)."""
+    x = (x + 0x9E3779B97F4A7C15) & _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from datarax.reader import Care
 from datarax.shards import Shards
 from datarax.sources.positioned import PositionedStreams
 from datarax.streamorder import Order
-from datarax.streams import Block, joined, rows
+from datarax.streams import Block, rows
 from datarax.streamstate import merge_states as merge_states
+from datarax.window import joined
 
 
 class StreamingSourceBase(PositionedStreams):
