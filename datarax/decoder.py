@@ -85,6 +85,7 @@ class Decoder:
         self.features = features
         self.leaves = [_leaf(part) for column in columns for part in _parts(column)]
         self.lazy = [leaf for leaf in self.leaves if not leaf.is_number]
+        self.lazy_names = sorted({leaf.path[0] for leaf in self.lazy})
         self._numbers = [leaf for leaf in self.leaves if leaf.is_number]
 
     def spec(self) -> dict[str, Any]:

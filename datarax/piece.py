@@ -17,19 +17,21 @@ class Table:
         shard: The shard.
         first: The number of the first row, counted from the shard's start.
         label: Names a shard in an error.
+
+    Attributes:
+        length: How many rows they are.
     """
 
     def __init__(self, rows: pa.Table, shard: int, first: int, label: Callable[[int], str]):
-        self.rows, self.shard, self.first, self._label = rows, shard, first, label
+        self.rows, self.shard, self.first, self.length = rows, shard, first, len(rows)
+        self._label = label
         self._numbers: Part | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def numbers(self, decoder: Decoder) -> Part:
         """Returns the columns of numbers, made once: a piece is too short for what that costs."""
         if self._numbers is None:
             self._numbers = decoder.numbers(self.rows, self.place)
+            self.rows = self.rows.select(decoder.lazy_names)  # nothing is held twice
         return self._numbers
 
     def place(self, row: int) -> str:
@@ -54,9 +56,9 @@ class Piece(NamedTuple):
         columns = self.table.numbers(decoder)
         return {path: column[self.start : self.stop] for path, column in columns.items()}
 
-    def arrow(self, names: list[str]) -> pa.Table:
-        """Returns some columns as they were read."""
-        return self.table.rows.select(names).slice(self.start, self.rows)
+    def rest(self) -> pa.Table:
+        """Returns the other columns, once those of numbers were asked for."""
+        return self.table.rows.slice(self.start, self.rows)
 
     def place(self, row: int) -> str:
         """Says where a row comes from."""

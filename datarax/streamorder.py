@@ -1,6 +1,7 @@
 """The order of a stream's records: arithmetic on (seed, epoch, stream, window)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,11 +26,12 @@ def permutation(length: int, *key: int) -> np.ndarray:
     seed = 0
     for word in key:
         seed = _mix(seed ^ word)
-    index = np.arange(length, dtype=np.uint32)
-    keys, bits = _hashes(index, seed), max(length - 1, 1).bit_length()
+    bits = max(length - 1, 1).bit_length()
+    index, hashes = (column[:length] for column in _hashed(bits))
+    keys = _keyed(hashes, seed)
     if bits > 14:  # of 32, too few would be left to sort by
-        keys = keys.astype(np.uint64) << np.uint64(32) | _hashes(index, _mix(seed))
-    # A hash's lower bits give way to the index: no two are equal, so any sort gives the same.
+        keys = keys.astype(np.uint64) << np.uint64(32) | _keyed(hashes, _mix(seed))
+    # A key's lower bits give way to the index: no two are equal, so any sort gives the same.
     low = keys.dtype.type(2**bits - 1)
     keys &= ~low
     keys |= index
@@ -38,15 +40,24 @@ def permutation(length: int, *key: int) -> np.ndarray:
     return keys.astype(np.int64)
 
 
-def _hashes(index: np.ndarray, seed: int) -> np.ndarray:
-    """MurmurHash3's finalizer (Appleby, 2011) of uint32s, keyed with 64 bits."""
-    x = index + np.uint32(seed & 0xFFFFFFFF)
-    x ^= x >> np.uint32(16)
+@lru_cache(maxsize=2)  # windows of a stream have about one length
+def _hashed(bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a range, and MurmurHash3's finalizer (Appleby, 2011) of it."""
+    index = np.arange(2**bits, dtype=np.uint32)
+    x = index ^ index >> np.uint32(16)
     x *= np.uint32(0x85EBCA6B)
-    x ^= np.uint32(seed >> 32)
     x ^= x >> np.uint32(13)
     x *= np.uint32(0xC2B2AE35)
     x ^= x >> np.uint32(16)
+    return index, x
+
+
+def _keyed(hashes: np.ndarray, seed: int) -> np.ndarray:
+    """Returns other hashes for each seed of 64 bits."""
+    x = hashes ^ np.uint32(seed & 0xFFFFFFFF)
+    x *= np.uint32(seed >> 32 | 1)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x846CA68B)
     return x
 
 
@@ -65,7 +76,7 @@ class Order:
     Args:
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order; epoch `e` follows `(seed + e) % 2**32`.
-        window: How many rows are shuffled together.
+        window: How many rows are shuffled together, at least.
         streams: The number of canonical streams that the shards are dealt to.
     """
 

@@ -37,8 +37,7 @@ class Window:
             self._numbers = {p: column.take(permutation, 0) for p, column in self._numbers.items()}
         self._table = None
         if decoder.lazy:
-            lazy = sorted({leaf.path[0] for leaf in decoder.lazy})
-            self._table = pa.concat_tables([piece.arrow(lazy) for piece in pieces])
+            self._table = pa.concat_tables([piece.rest() for piece in pieces])
         self._check = None
 
     def __len__(self) -> int:
