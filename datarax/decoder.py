@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datarax import lists
 from datarax.arrow import Column, Misfit, Rows, cores, plain
 from datarax.dense import dense
 from datarax.host import object_array
 from datarax.imagefile import DamagedImage, image_shape, open_image
-from datarax.lists import fits, is_number, misfits
+from datarax.lists import fits, misfits
 from datarax.objects import host_column, objects
 
 Path = tuple[str, ...]
@@ -221,19 +222,18 @@ def _widest(modes: set[str]) -> str | None:
 
 
 def _numbers(leaf: Leaf, values: pa.ChunkedArray, place: Place) -> np.ndarray:
-    if not leaf.shape and not values.null_count and is_number(values.type):
-        read = values.to_numpy()  # without a copy where the table is one block
-        if read.dtype == leaf.dtype:
-            return read
-        if read.dtype.kind in "iu" and leaf.dtype.kind in "iu":
-            limits = np.iinfo(leaf.dtype)
-            if limits.min <= read.min() and read.max() <= limits.max:
-                return read.astype(leaf.dtype)
     joined = _joined(values)
     if not fits(joined, leaf.shape):
         row = int(np.flatnonzero(misfits(joined, leaf.shape))[0])
         found = repr(joined[row].as_py())
         raise _unlike(leaf, place(row), found if len(found) < 60 else f"{found[:56]} ...")
+    read = lists.values(joined, leaf.shape)  # without a copy where the table is one block
+    if read.dtype == leaf.dtype:
+        return read
+    if read.size and read.dtype.kind in "iu" and leaf.dtype.kind in "iu":
+        limits = np.iinfo(leaf.dtype)
+        if limits.min <= read.min() and read.max() <= limits.max:
+            return read.astype(leaf.dtype)
     column = Column(leaf.path, leaf.feature, values, Rows(len(values)))
     try:
         return dense(column, column.rows)
