@@ -32,7 +32,7 @@ class HFStreamingConfig(SourceConfigBase):
         streaming: Whether to read the files where they are, without loading them first. Otherwise
             the split is loaded to this machine's disk and read from there.
         shuffle: Whether each epoch has its own random order.
-        shuffle_buffer_size: How many rows are shuffled together, at least; they are of several files.
+        shuffle_buffer_size: How many rows, at least, are shuffled together, of several files.
         download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
         local_files_only: Whether to read only what is on this machine.
         config_name: The dataset's configuration, the Hub's "subset" (`"en"` of `"c4"`).
