@@ -9,13 +9,12 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from datarax import lists
 from datarax.arrow import Column, Misfit, Rows, cores
 from datarax.dense import dense
 from datarax.host import object_array
 from datarax.imagefile import DamagedImage, converted, dimensions, open_image
 from datarax.leaf import OBJECT, Leaf, Path, joined, leaves_of
-from datarax.lists import fits, misfits
+from datarax.lists import flat, misfits
 from datarax.objects import objects
 
 Part = dict[Path, np.ndarray]  # columns, in flat form
@@ -105,11 +104,13 @@ def nested(leaves: Any) -> dict[str, Any]:
 
 def _numbers(leaf: Leaf, values: pa.ChunkedArray, place: Place) -> np.ndarray:
     block = joined(values)
-    if not fits(block, leaf.shape):
+    inner = flat(block, leaf.shape)
+    if inner is None:
         row = int(np.flatnonzero(misfits(block, leaf.shape))[0])
         found = repr(block[row].as_py())
         raise _unlike(leaf, place(row), found if len(found) < 60 else f"{found[:56]} ...")
-    read = lists.values(block, leaf.shape)  # without a copy where the table is one block
+    # Without a copy where the table is one block.
+    read = inner.to_numpy(zero_copy_only=False).reshape(len(block), *leaf.shape)
     if read.dtype == leaf.dtype:
         return read
     if read.size and read.dtype.kind in "iu" and leaf.dtype.kind in "iu":
