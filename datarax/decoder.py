@@ -3,67 +3,23 @@
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from datarax.arrow import Column, Misfit, Rows, cores, plain
+from datarax.arrow import Column, Misfit, Rows, cores
 from datarax.dense import dense
 from datarax.host import object_array
-from datarax.imagefile import DamagedImage, image_shape, open_image
-from datarax.lists import fits, is_number, misfits
-from datarax.objects import host_column, objects
+from datarax.imagefile import DamagedImage, converted, dimensions, open_image
+from datarax.leaf import OBJECT, Leaf, Path, joined, leaves_of
+from datarax.lists import flat, misfits
+from datarax.objects import objects
 
-Path = tuple[str, ...]
 Part = dict[Path, np.ndarray]  # columns, in flat form
 Place = Callable[[int], str]
-
-_FIRST = 1024  # rows that decide what a column is
-_FIRST_IMAGES = 16  # of them decoded
-_OBJECT = np.dtype(object)
-
-
-@dataclass(frozen=True, eq=False)
-class Leaf:
-    """A column, or a part of a nested one.
-
-    Args:
-        path: Its name, and the names within it if it is nested.
-        feature: Its feature.
-        shape: The shape of one row.
-        dtype: `object` for a host column.
-        mode: The mode of the pixels, for an array of images.
-        why: What keeps a host column from being an array, and the line that changes it.
-    """
-
-    path: Path
-    feature: Any
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    mode: str | None = None
-    why: str = ""
-
-    @property
-    def name(self) -> str:
-        """The name that errors use: `"answers.text"`."""
-        return ".".join(self.path)
-
-    @property
-    def is_number(self) -> bool:
-        """Whether it is an array of numbers, not of pixels."""
-        return self.dtype != _OBJECT and self.mode is None
-
-    def of(self, table: pa.Table) -> pa.ChunkedArray:
-        """Returns the leaf's values in a table."""
-        values = table.column(self.path[0])
-        for key in self.path[1:]:
-            values = pc.struct_field(values, [key])
-        return values
 
 
 class Decoder:
@@ -79,14 +35,10 @@ class Decoder:
 
     def __init__(self, features: datasets.Features, first: pa.Table):
         self._first = first.take([0])  # a copy, which does not keep the others
-        first = first.slice(0, _FIRST)
-        rows = Rows(len(first))
-        columns = (
-            Column((name,), feature, first.column(name), rows) for name, feature in features.items()
-        )
         self.features = features
-        self.leaves = [_leaf(part) for column in columns for part in _parts(column)]
+        self.leaves = leaves_of(features, first)
         self.lazy = [leaf for leaf in self.leaves if not leaf.is_number]
+        self.lazy_names = sorted({leaf.path[0] for leaf in self.lazy})
         self._numbers = [leaf for leaf in self.leaves if leaf.is_number]
 
     def spec(self) -> dict[str, Any]:
@@ -97,7 +49,7 @@ class Decoder:
 
     def host_errors(self) -> dict[str, str]:
         """Returns why each host column is no array, by its name."""
-        return {leaf.name: leaf.why for leaf in self.leaves if leaf.dtype == _OBJECT}
+        return {leaf.name: leaf.why for leaf in self.leaves if leaf.dtype == OBJECT}
 
     @functools.cached_property
     def first_record(self) -> Part:
@@ -131,7 +83,7 @@ class Decoder:
         """
         columns, damage = {}, {}
         for leaf in self.lazy:
-            values = _joined(leaf.of(table))
+            values = joined(leaf.of(table))
             if leaf.mode is not None:
                 columns[leaf.path], found = _pixels(leaf, values, place)
                 damage |= found
@@ -154,92 +106,24 @@ def nested(leaves: Any) -> dict[str, Any]:
     return data
 
 
-# --- what a column is ------------------------------------------------------------------------
-
-
-def _parts(column: Column) -> Iterator[Column]:
-    """Yields the columns within a nested column; one that is None in a first row is a whole."""
-    feature = column.feature
-    if isinstance(feature, (datasets.Translation, datasets.TranslationVariableLanguages)):
-        feature = {field.name: None for field in column.values.type}
-    if isinstance(feature, dict) and feature and not column.values.null_count:
-        for key, part in feature.items():
-            inner = pc.struct_field(column.values, [key])
-            yield from _parts(Column((*column.path, key), part, inner, column.rows))
-    else:
-        yield column
-
-
-def _leaf(column: Column) -> Leaf:
-    if isinstance(column.feature, datasets.Image) and column.feature.decode:
-        return _image_leaf(column)
-    try:
-        first = dense(column, column.rows)
-    except Misfit as misfit:
-        why = host_column(column, objects(column), misfit)
-        return Leaf(column.path, column.feature, (), _OBJECT, why=f"{why.reason}. {why.fix}")
-    return Leaf(column.path, column.feature, first.shape[1:], first.dtype)
-
-
-def _image_leaf(column: Column) -> Leaf:
-    values = _joined(column.values).to_pylist()
-    sizes, modes, whole = {}, set(), []
-    for row, value in enumerate(values):
-        shape = value and image_shape(value)
-        size = shape and shape[:2]
-        if value is None or size:
-            sizes.setdefault(size, row)
-    for value in filter(None, values[:_FIRST_IMAGES]):
-        try:
-            image = open_image(column.feature, value)
-        except DamagedImage:
-            continue
-        modes.add(image.mode)
-        whole.append(image)
-    # A photo on its side has the size of its header only before it is turned upright.
-    mode = _widest(modes)
-    if len(sizes) == 1 and mode and len({image.size for image in whole}) == 1:
-        pixels = np.asarray(_converted(whole[0], mode))
-        dtype = pixels.dtype.newbyteorder("=")
-        return Leaf(column.path, column.feature, pixels.shape, dtype, mode=mode)
-    seen = list(sizes.items())[:2]
-    found = " and ".join(f"row {row} is {_size(size)}" for size, row in seen) or "none is whole"
-    made = f"{{{column.path[-1]!r}: row[{column.path[0]!r}].convert('RGB').resize((224, 224))}}"
-    fix = f"Give the images one size and mode, ds = ds.map(lambda row: {made})"
-    return Leaf(column.path, column.feature, (), _OBJECT, why=f"{found}. {fix}")
-
-
-def _size(size: tuple[int, int] | None) -> str:
-    return "None" if size is None else f"{size[0]}x{size[1]} pixels"
-
-
-def _widest(modes: set[str]) -> str | None:
-    """Returns the smallest mode that holds the pixels of all, None if there is none."""
-    if len(modes) == 1:
-        return next(iter(modes))
-    if not modes or not modes <= {"L", "LA", "RGB", "RGBA"}:
-        return None
-    colour = "RGB" if any(mode.startswith("RGB") for mode in modes) else "L"
-    return colour + "A" * any(mode.endswith("A") for mode in modes)
-
-
 # --- values ----------------------------------------------------------------------------------
 
 
 def _numbers(leaf: Leaf, values: pa.ChunkedArray, place: Place) -> np.ndarray:
-    if not leaf.shape and not values.null_count and is_number(values.type):
-        read = values.to_numpy()  # without a copy where the table is one block
-        if read.dtype == leaf.dtype:
-            return read
-        if read.dtype.kind in "iu" and leaf.dtype.kind in "iu":
-            limits = np.iinfo(leaf.dtype)
-            if limits.min <= read.min() and read.max() <= limits.max:
-                return read.astype(leaf.dtype)
-    joined = _joined(values)
-    if not fits(joined, leaf.shape):
-        row = int(np.flatnonzero(misfits(joined, leaf.shape))[0])
-        found = repr(joined[row].as_py())
+    block = joined(values)
+    inner = flat(block, leaf.shape)
+    if inner is None:
+        row = int(np.flatnonzero(misfits(block, leaf.shape))[0])
+        found = repr(block[row].as_py())
         raise _unlike(leaf, place(row), found if len(found) < 60 else f"{found[:56]} ...")
+    # Without a copy where the table is one block.
+    read = inner.to_numpy(zero_copy_only=False).reshape(len(block), *leaf.shape)
+    if read.dtype == leaf.dtype:
+        return read
+    if read.size and read.dtype.kind in "iu" and leaf.dtype.kind in "iu":
+        limits = np.iinfo(leaf.dtype)
+        if limits.min <= read.min() and read.max() <= limits.max:
+            return read.astype(leaf.dtype)
     column = Column(leaf.path, leaf.feature, values, Rows(len(values)))
     try:
         return dense(column, column.rows)
@@ -265,10 +149,6 @@ def _out_of_range(leaf: Leaf, column: Column, place: Place, error: ValueError) -
             _, _, rest = str(found).partition(": ")
             return ValueError(f"column {leaf.name!r}, {place(row)}: {rest}")
     return error
-
-
-def _joined(values: pa.ChunkedArray) -> pa.Array:
-    return plain(values.chunk(0) if values.num_chunks == 1 else pa.concat_arrays(values.chunks))
 
 
 def _objects(leaf: Leaf, values: pa.Array) -> np.ndarray:
@@ -303,9 +183,9 @@ def _pixels(leaf: Leaf, values: pa.Array, place: Place) -> tuple[np.ndarray, dic
     out, damage = np.empty((len(values), *leaf.shape), leaf.dtype), {}
 
     def finish(image: Any) -> np.ndarray:
-        pixels = np.asarray(_converted(image, leaf.mode))
+        pixels = np.asarray(converted(image, leaf.mode))
         if pixels.shape != leaf.shape:
-            raise Misfit(0, f"an image of mode {image.mode} and {_size(image.size)}")
+            raise Misfit(0, f"an image of mode {image.mode} and {dimensions(image.size)}")
         return pixels
 
     for row, item in enumerate(_opened(leaf, values, finish)):
@@ -316,10 +196,3 @@ def _pixels(leaf: Leaf, values: pa.Array, place: Place) -> tuple[np.ndarray, dic
         else:
             out[row] = item
     return out, damage
-
-
-def _converted(image: Any, mode: str) -> Any:
-    """Returns an image in a mode that holds all its pixels, or as it is."""
-    if image.mode != mode and _widest({image.mode, mode}) == mode:
-        return image.convert(mode)
-    return image

@@ -90,3 +90,25 @@ def image_shape(value: dict[str, Any]) -> tuple[int, int, int] | None:
             return *image.size, len(image.getbands())
     except _RAISED:
         return None  # decoding it tells what is wrong
+
+
+def dimensions(size: tuple[int, int] | None) -> str:
+    """Returns what an error says of width and height, None for no image."""
+    return "None" if size is None else f"{size[0]}x{size[1]} pixels"
+
+
+def widest(modes: set[str]) -> str | None:
+    """Returns the smallest mode that holds the pixels of all, None if there is none."""
+    if len(modes) == 1:
+        return next(iter(modes))
+    if not modes or not modes <= {"L", "LA", "RGB", "RGBA"}:
+        return None
+    colour = "RGB" if any(mode.startswith("RGB") for mode in modes) else "L"
+    return colour + "A" * any(mode.endswith("A") for mode in modes)
+
+
+def converted(image: Any, mode: str) -> Any:
+    """Returns an image in a mode that holds all its pixels, or as it is."""
+    if image.mode != mode and widest({image.mode, mode}) == mode:
+        return image.convert(mode)
+    return image

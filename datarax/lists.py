@@ -85,11 +85,16 @@ def row_shape(row: pa.Array) -> tuple[int, ...]:
 
 def fits(array: pa.Array, shape: tuple[int, ...]) -> bool:
     """Returns whether every row is an array of a shape: quicker than asking which are not."""
+    return flat(array, shape) is not None
+
+
+def flat(array: pa.Array, shape: tuple[int, ...]) -> pa.Array | None:
+    """Returns what rows of a shape hold, joined; None if a row has another, is or holds None."""
     for size in shape:
         if array.null_count or (list_lengths(array) != size).any():
-            return False
+            return None
         array = flatten(array)
-    return not array.null_count
+    return None if array.null_count else array
 
 
 def misfits(array: pa.Array, shape: tuple[int, ...]) -> np.ndarray:

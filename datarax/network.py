@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -65,11 +66,22 @@ def pauses(attempts: int, first: float = 0.5) -> Iterator[float]:
 
 
 def asked_pause(error: BaseException) -> float:
-    """Returns the seconds that a server's `Retry-After` asks for, 0 if it says none."""
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    """Returns the seconds that a server's `Retry-After` asks for, 0 if it says none.
+
+    It is a number of seconds or a date (RFC 9110, section 10.2.3).
+    """
+    response = getattr(error, "response", None)
+    headers = getattr(error if response is None else response, "headers", None) or {}
+    asked = headers.get("Retry-After", "0")
     try:
-        return max(0.0, float(headers.get("Retry-After", 0)))
-    except ValueError:  # a date: the usual pauses will do
+        if asked.isdecimal():
+            return float(asked)
+        # By the server's own clock, where it tells it: ours may be an hour off.
+        now = (
+            parsedate_to_datetime(headers["Date"]).timestamp() if "Date" in headers else time.time()
+        )
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - now)
+    except ValueError:  # neither: the usual pauses will do
         return 0.0
 
 

@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from datarax import network
+from datarax.piece import Piece, Table
 from datarax.shards import Shards
 
 logger = logging.getLogger(__name__)
@@ -30,20 +31,6 @@ class Care:
     on_bad_rows: Literal["raise", "skip"] = "raise"
 
 
-class Piece(NamedTuple):
-    """Rows that follow each other in one shard.
-
-    Args:
-        table: The rows.
-        shard: The shard.
-        row: The number of the first row, counted from the shard's start.
-    """
-
-    table: pa.Table
-    shard: int
-    row: int
-
-
 class OpenShard:
     """One shard, read a few rows at a time.
 
@@ -58,33 +45,31 @@ class OpenShard:
         self.shard = shard
         self.bad = 0
         self._shards, self._care = shards, care
-        # The table at hand begins at row `_row` and can be read again from `_before`.
+        # The table at hand, of `_length` rows, begins at row `_row` and is read from `_before`.
         self._before, self._row, self._offset = state or (None, 0, 0)
-        self._after, self._table, self._tables = self._before, None, None
+        self._after, self._table, self._length, self._tables = self._before, None, 0, None
 
     @property
     def state(self) -> list[Any]:
         """Where the shard is: JSON-able, and never changed once it was given."""
-        if self._table is not None and self._offset >= len(self._table):
-            return [self._after, self._row + len(self._table), 0]  # nothing is read again
+        if self._length and self._offset >= self._length:
+            return [self._after, self._row + self._length, 0]  # nothing is read again
         return [self._before, self._row, self._offset]
 
     def read(self, rows: int) -> Piece | None:
         """Returns up to `rows` rows, None at the end of the shard."""
         # A state's offset counts from its table's start, whatever the size of tables is now.
-        while self._table is None or self._offset >= len(self._table):
-            beyond = self._offset - (0 if self._table is None else len(self._table))
+        while self._offset >= self._length:
+            beyond = self._offset - self._length
             if not self._advance():
                 return None
             self._offset = beyond
-        table = self._table.slice(self._offset, rows)
-        piece = Piece(table, self.shard, self._row + self._offset)
-        self._offset += len(table)
-        return piece
+        start, self._offset = self._offset, min(self._offset + rows, self._length)
+        return Piece(self._table, start, self._offset)
 
     def peek(self) -> pa.Table | None:
         """Returns the first table, which will be read again; None if the shard is empty."""
-        return self._table if self._table is not None or self._advance() else None
+        return self._table.rows if self._table is not None or self._advance() else None
 
     def close(self) -> None:
         """Closes the file."""
@@ -94,7 +79,7 @@ class OpenShard:
         self._tables = None
 
     def _advance(self) -> bool:
-        row = self._row + (0 if self._table is None else len(self._table))
+        row = self._row + self._length
         while True:
             found = self._next(row)
             if found is None:
@@ -102,7 +87,8 @@ class OpenShard:
             table, after = found
             if len(table):
                 self._before, self._after = self._after, after
-                self._table, self._row = table, row
+                self._table = Table(table, self.shard, row, self._shards.label)
+                self._row, self._length = row, len(table)
                 return True
             self._after = after
 

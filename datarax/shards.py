@@ -6,8 +6,10 @@ from typing import Any, Protocol
 
 import datasets
 import pyarrow as pa
+from datasets.features.features import require_decoding
 
 READ_ROWS = 8192  # rows asked of an Arrow reader at once: enough to hide what asking costs
+READ_FILES = 1024  # of one whose rows hold images or sounds: a hundred MB, not a GB, a shard
 READ_EXAMPLES = 64  # of one that makes rows in Python: each takes long, and none should wait
 _LONGEST = 1024  # shards that files are split into at most, since each is opened anew
 _TABLE_SHARDS = 64
@@ -69,7 +71,7 @@ class TableShards:
 
     def _read(self, start: int, rows: int) -> pa.Table:
         if self._dataset._indices is None:  # formatting would ask for the same, ten times slower
-            return self._dataset.data.slice(start, rows).table
+            return self._dataset.data.fast_slice(start, rows)
         return self._dataset[start : start + rows]
 
     def _bounds(self, shard: int) -> tuple[int, int]:
@@ -108,7 +110,10 @@ class IterableShards:
         self._files = _files(_steps(dataset._ex_iterable)[-1]) if whole else None
         self._dataset, self._by_file = dataset.with_format("arrow"), whole
         self._counted = any(map(_inexact, steps))
-        self._rows = READ_ROWS if dataset._ex_iterable.iter_arrow else READ_EXAMPLES
+        self._rows = READ_EXAMPLES
+        if dataset._ex_iterable.iter_arrow:
+            files = any(map(require_decoding, (dataset.features or {}).values()))
+            self._rows = READ_FILES if files else READ_ROWS
         self.features = dataset.features
         self.num_shards = dataset.num_shards if whole else 1
         self.length = length

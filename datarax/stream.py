@@ -4,14 +4,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datarax.decoder import Decoder
+from datarax.decoder import Decoder, Part
 from datarax.reader import Care, OpenShard, Reader
 from datarax.shards import READ_ROWS, Shards
 from datarax.streamorder import Order, permutation
-from datarax.window import Part, Window
+from datarax.window import Window
 
 _WIDTH = 8  # shards open at once where rows are shuffled
 _TURNS = 4  # of them that a window has rows of; those after it of the next
+_TURN = 1024  # rows of a turn, if no more are to be shuffled: shorter ones take longer in all
 
 START = {"anchor": None, "window": 0, "position": 0, "check": None, "taken": 0}
 """The state of a stream at the start of an epoch."""
@@ -173,30 +174,28 @@ class Stream:
 
     def _new_reader(self) -> Reader:
         ids = self._order.shards(self._shards.num_shards, self._epoch, self._number)
-        mixed = self._order.shuffle
-        return Reader(
-            self._shards,
-            ids,
-            self._care,
-            width=_WIDTH if mixed else 1,
-            turn=-(-self._order.window // _TURNS) if mixed else READ_ROWS,
-            opened=self._opened,
-        )
+        width, turn = 1, READ_ROWS
+        if self._order.shuffle:
+            size = self._order.window
+            width, turn = _WIDTH, max(min(size, _TURN), -(-size // _TURNS))
+        return Reader(self._shards, ids, self._care, width=width, turn=turn, opened=self._opened)
 
     def _fill(self, number: int) -> Window | None:
         anchor = self._reader.state()
-        size = self._order.window if self._order.shuffle else 1
+        size, turns = (self._order.window, _TURNS) if self._order.shuffle else (1, 1)
         try:
             pieces, rows = [], 0
-            while rows < size and (piece := self._reader.read()) is not None:
+            while rows < size or len(pieces) < turns:
+                if (piece := self._reader.read()) is None:
+                    break
                 pieces.append(piece)
-                rows += len(piece.table)
+                rows += piece.rows
             if not pieces:
                 return None
             mixed = None
             if self._order.shuffle:
                 mixed = permutation(rows, self._order.epoch_seed(self._epoch), self._number, number)
-            return Window(pieces, self._decoder, mixed, anchor, number, self._shards.label)
+            return Window(pieces, self._decoder, mixed, anchor, number)
         except BaseException:
             self._reader.load(anchor)  # so that the next attempt loses nothing
             raise

@@ -1,7 +1,7 @@
 """The order of a stream's records: arithmetic on (seed, epoch, stream, window)."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,7 +11,7 @@ _WORD = 2**64 - 1
 
 
 def permutation(length: int, *key: int) -> np.ndarray:
-    """Returns a pseudo-random permutation of a short range: a sort by SplitMix64 hashes.
+    """Returns a pseudo-random permutation of a short range: a sort by hashes.
 
     A window is permuted as a whole, and its length is seldom the same twice: `index_shuffle` would
     be compiled for each.
@@ -25,32 +25,48 @@ def permutation(length: int, *key: int) -> np.ndarray:
     """
     seed = 0
     for word in key:
-        seed = _mix(seed ^ word) & _WORD
-    bits = np.uint64(max(length - 1, 1).bit_length())
-    index = np.arange(length, dtype=np.uint64)
-    # The hash's lower bits give way to the index: no two are equal, so any sort gives the same.
-    keys = _mix(index + np.uint64(seed))
-    keys >>= bits
-    keys <<= bits
+        seed = _mix(seed ^ word)
+    bits = max(length - 1, 1).bit_length()
+    index, hashes = (column[:length] for column in _hashed(bits))
+    keys = _keyed(hashes, seed)
+    if bits > 14:  # of 32, too few would be left to sort by
+        keys = keys.astype(np.uint64) << np.uint64(32) | _keyed(hashes, _mix(seed))
+    # A key's lower bits give way to the index: no two are equal, so any sort gives the same.
+    low = keys.dtype.type(2**bits - 1)
+    keys &= ~low
     keys |= index
     keys.sort()
-    keys &= (np.uint64(1) << bits) - np.uint64(1)
-    return keys.view(np.int64)
+    keys &= low
+    return keys.astype(np.int64)
 
 
-def _mix(x: Any) -> Any:
-    """SplitMix64's output function (Steele, Lea and Flood, 2014), of an array or an integer."""
-    if isinstance(x, int):
-        x = (x + 0x9E3779B97F4A7C15) & _WORD
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
-        return x ^ (x >> 31)
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x ^= x >> np.uint64(shift)
-        x *= np.uint64(factor)
-    x ^= x >> np.uint64(31)
+@lru_cache(maxsize=2)  # windows of a stream have about one length
+def _hashed(bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a range, and MurmurHash3's finalizer (Appleby, 2011) of it."""
+    index = np.arange(2**bits, dtype=np.uint32)
+    x = index ^ index >> np.uint32(16)
+    x *= np.uint32(0x85EBCA6B)
+    x ^= x >> np.uint32(13)
+    x *= np.uint32(0xC2B2AE35)
+    x ^= x >> np.uint32(16)
+    return index, x
+
+
+def _keyed(hashes: np.ndarray, seed: int) -> np.ndarray:
+    """Returns other hashes for each seed of 64 bits."""
+    x = hashes ^ np.uint32(seed & 0xFFFFFFFF)
+    x *= np.uint32(seed >> 32 | 1)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x846CA68B)
     return x
+
+
+def _mix(x: int) -> int:
+    """SplitMix64's output function (Steele, Lea and Flood, 2014)."""
+    x = (x + 0x9E3779B97F4A7C15) & _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ class Order:
     Args:
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order; epoch `e` follows `(seed + e) % 2**32`.
-        window: How many rows are shuffled together.
+        window: How many rows are shuffled together, at least.
         streams: The number of canonical streams that the shards are dealt to.
     """
 

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datarax.decoder import Decoder, Path, nested
+from datarax.decoder import Decoder, Part, Path, nested
 from datarax.reader import Care, OpenShard
 from datarax.shards import Shards
 from datarax.stream import Mark, Stream
 from datarax.streamorder import Order
-from datarax.window import Part
 
 
 class Position(NamedTuple):
@@ -219,13 +218,6 @@ def _fill_up(columns: dict[Path, np.ndarray], valid: np.ndarray, decoder: Decode
 def rows(part: Part) -> int:
     """Returns how many records a part holds."""
     return len(next(iter(part.values())))
-
-
-def joined(parts: Sequence[Part]) -> Part:
-    """Returns parts, one at least, as one."""
-    if len(parts) == 1:
-        return parts[0]
-    return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
 
 
 def split_order(order: Order, streams: int) -> Order:

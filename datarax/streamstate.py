@@ -7,7 +7,7 @@ from datarax.errors import expect_between, listed
 from datarax.module import expect_dict
 from datarax.stream import START
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 def expect_fitting(state: Any, own: dict[str, Any], numbers: Sequence[int], label: str) -> None:

@@ -1,16 +1,13 @@
 """A window: rows of a stream that are shuffled together."""
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from datarax.decoder import Decoder, Path
-from datarax.reader import Piece
-
-Part = dict[Path, np.ndarray]
+from datarax.decoder import Decoder, Part
+from datarax.piece import Piece
 
 
 class Window:
@@ -22,7 +19,6 @@ class Window:
         permutation: The order of the rows; None as they were read.
         anchor: The reader's state before them.
         number: How many windows came before in this epoch.
-        label: Names a shard in an error.
     """
 
     def __init__(
@@ -32,24 +28,25 @@ class Window:
         permutation: np.ndarray | None,
         anchor: dict[str, Any],
         number: int,
-        label: Callable[[int], str],
     ):
         self.anchor, self.number = anchor, number
-        self._pieces, self._decoder, self._order, self._label = pieces, decoder, permutation, label
-        tables = [piece.table for piece in pieces]
-        self._table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-        self._numbers = decoder.numbers(self._table, self._place)
+        self._pieces, self._decoder, self._order = pieces, decoder, permutation
+        self._length = sum(piece.rows for piece in pieces)
+        self._numbers = joined([piece.numbers(decoder) for piece in pieces])
         if permutation is not None:
-            self._numbers = {path: column[permutation] for path, column in self._numbers.items()}
+            self._numbers = {p: column.take(permutation, 0) for p, column in self._numbers.items()}
+        self._table = None
+        if decoder.lazy:
+            self._table = pa.concat_tables([piece.rest() for piece in pieces])
         self._check = None
 
     def __len__(self) -> int:
-        return len(self._table)
+        return self._length
 
     def rows(self, start: int, stop: int) -> tuple[Part, dict[int, str]]:
         """Returns rows `start` to `stop`, and what is wrong with damaged ones, by their number."""
         part = {path: column[start:stop] for path, column in self._numbers.items()}
-        if not self._decoder.lazy:
+        if self._table is None:
             return part, {}
         rows = range(start, stop) if self._order is None else self._order[start:stop]
         if self._order is None:
@@ -66,9 +63,8 @@ class Window:
             found = zlib.crc32(str(len(self)).encode())
             for column in self._numbers.values():
                 found = zlib.crc32(column[-1:].tobytes(), found)
-            if self._decoder.lazy:
-                lazy = sorted({leaf.path[0] for leaf in self._decoder.lazy})
-                last = self._table.select(lazy).slice(len(self) - 1).to_pylist()
+            if self._table is not None:
+                last = self._table.slice(len(self) - 1).to_pylist()
                 found = zlib.crc32(repr(last).encode(), found)
             self._check = f"{found:08x}"
         return self._check
@@ -76,7 +72,14 @@ class Window:
     def _place(self, row: int) -> str:
         """Says where row `row`, as it was read, comes from."""
         for piece in self._pieces:
-            if row < len(piece.table):
+            if row < piece.rows:
                 break
-            row -= len(piece.table)
-        return f"row {piece.row + row} of {self._label(piece.shard)}"
+            row -= piece.rows
+        return piece.place(row)
+
+
+def joined(parts: list[Part]) -> Part:
+    """Returns parts, one at least, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}

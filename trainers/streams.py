@@ -150,6 +150,8 @@ class StreamBatches:
 
         def filled_up(column):
             missing = self.capacity - len(column)
+            if not missing:  # nothing writes to a block's arrays, so a copy would be for nothing
+                return column
             return np.concatenate([column, np.zeros((missing, *column.shape[1:]), column.dtype)])
 
         def spread(column):

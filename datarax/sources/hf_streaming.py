@@ -6,14 +6,13 @@ from typing import Any
 import datasets
 from flax import nnx
 
-from datarax import hub
-from datarax.errors import closest, expect_between, listed
+from datarax import splitshards
+from datarax.errors import expect_between
 from datarax.module import expect_config
-from datarax.network import patiently
 from datarax.order import MAX_RECORDS
-from datarax.shards import IterableShards, Shards, TableShards
 from datarax.sources.base import SourceConfigBase
 from datarax.sources.streaming import StreamingSourceBase
+from datarax.splitshards import SplitShards, shards_of
 
 _HUB_TIMEOUT = 120.0
 
@@ -32,7 +31,7 @@ class HFStreamingConfig(SourceConfigBase):
         streaming: Whether to read the files where they are, without loading them first. Otherwise
             the split is loaded to this machine's disk and read from there.
         shuffle: Whether each epoch has its own random order.
-        shuffle_buffer_size: How many rows are shuffled together; they are of several files.
+        shuffle_buffer_size: How many rows, at least, are shuffled together, of several files.
         download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
         local_files_only: Whether to read only what is on this machine.
         config_name: The dataset's configuration, the Hub's "subset" (`"en"` of `"c4"`).
@@ -73,15 +72,6 @@ class HFStreamingConfig(SourceConfigBase):
             raise ValueError(f"timeout={self.timeout}: expected seconds, more than 0, or None.")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Read:
-    """A split that is read on demand, and what is known of where it came from."""
-
-    shards: Shards
-    info: datasets.DatasetInfo
-    revision: str | None = None
-
-
 class HFStreamingSource(StreamingSourceBase):
     """A Hugging Face split, or an `IterableDataset`, that is read on demand and resumed exactly.
 
@@ -113,10 +103,10 @@ class HFStreamingSource(StreamingSourceBase):
         *,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
-        _read: _Read | None = None,
+        _read: SplitShards | None = None,
     ):
         expect_config(config, HFStreamingConfig, self)
-        read = _load(config) if _read is None else _read
+        read = splitshards.load(config) if _read is None else _read
         timeout = config.timeout
         if timeout is None and config.streaming and read.revision is not None:
             timeout = _HUB_TIMEOUT
@@ -170,7 +160,7 @@ class HFStreamingSource(StreamingSourceBase):
         fields.setdefault("split", str(dataset.split or "all"))
         fields.setdefault("streaming", isinstance(dataset, datasets.IterableDataset))
         config = HFStreamingConfig(**fields)
-        read = _Read(_shards(dataset, config, length=None), dataset.info)
+        read = SplitShards(shards_of(dataset, config), dataset.info)
         return cls(config, rngs=rngs, name=name, _read=read)
 
     # --- what the configuration says -------------------------------------------------------------
@@ -192,7 +182,7 @@ class HFStreamingSource(StreamingSourceBase):
 
     @property
     def random_order_buffer_depth(self) -> int:
-        """How many rows are shuffled together, as configured."""
+        """How many rows are shuffled together at least, as configured."""
         return self.config.shuffle_buffer_size
 
     @property
@@ -221,59 +211,6 @@ class HFStreamingSource(StreamingSourceBase):
             name=self.name if name is None and config == self.config else name,
             _read=self._read if config == self.config else None,
         )
-
-
-def _load(config: HFStreamingConfig) -> _Read:
-    split = patiently(
-        lambda: hub.load_split(
-            config.name,
-            config.split,
-            config_name=config.config_name,
-            data_dir=config.data_dir,
-            streaming=config.streaming,
-            download_kwargs=config.download_kwargs,
-            local_files_only=config.local_files_only,
-            timeout=config.timeout,
-        )
-    )
-    length = _known_length(split.dataset.info, config.split)
-    return _Read(_shards(split.dataset, config, length), split.dataset.info, split.revision)
-
-
-def _known_length(info: datasets.DatasetInfo, split: str) -> int | None:
-    counts = [(info.splits or {}).get(part.strip()) for part in split.split("+")]
-    if not all(counts) or not all(count.num_examples for count in counts):
-        return None
-    return sum(count.num_examples for count in counts)
-
-
-def _shards(dataset: Any, config: HFStreamingConfig, length: int | None) -> Shards:
-    dataset = _selected(dataset, config)
-    if isinstance(dataset, datasets.Dataset):
-        if not len(dataset):
-            raise ValueError(f"the split {config.split!r} is empty: there are no rows to read.")
-        return TableShards(dataset)
-    return IterableShards(dataset, split_files=config.shuffle, length=length)
-
-
-def _selected(dataset: Any, config: HFStreamingConfig) -> Any:
-    include, exclude = config.include_keys, config.exclude_keys
-    if include is None and not exclude:
-        return dataset
-    if dataset.features is None:  # a stream of unknown features knows its columns by its first row
-        dataset = dataset._resolve_features()
-    names = list(dataset.features)
-    for name in include or ():
-        if name not in names:
-            raise ValueError(
-                f"there is no column {name!r}.{closest(name, names)} The columns are "
-                f"{listed(names)}."
-            )
-    chosen = [n for n in names if n in (names if include is None else include)]
-    chosen = [name for name in chosen if name not in (exclude or ())]
-    if not chosen:
-        raise ValueError(f"no column is left to read of {listed(names)}.")
-    return dataset.select_columns(chosen)
 
 
 def expect_dataset_fields(config: Any) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.batch import on_device
+from datarax.draws import Draws
 from datarax.errors import expect_between
 from datarax.host import HostColumn
 from datarax.module import DataraxModule, expect_dict
@@ -20,7 +20,6 @@ from datarax.sources.streaming import StreamingSourceBase
 from datarax.streams import Block
 
 STATE_VERSION = 1
-_ROUND = 1000  # draws in which the proportions hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +70,12 @@ class MixedSource(DataraxModule):
         sources, weights = list(sources), list(weights)
         _check(sources, weights)
         self.sources = nnx.List(sources)
-        total = sum(Fraction(weight) for weight in weights)
-        self.weights = nnx.static(tuple(float(Fraction(w) / total) for w in weights))
-        self._shares = nnx.static(tuple(Fraction(w) / total * _ROUND for w in weights))
-        self._move(0, (0,) * len(sources))
+        self._draws = Draws(weights)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The proportions, which sum to 1."""
+        return self._draws.weights
 
     @property
     def length(self) -> None:
@@ -121,7 +122,7 @@ class MixedSource(DataraxModule):
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
         before = self.position()
         try:
-            chosen = self._draw(batch_size)
+            chosen = self._draws.take(batch_size)
             parts, place, offset = [], np.empty(batch_size, np.int64), 0
             for number, source in enumerate(self.sources):
                 mine = np.flatnonzero(chosen == number)
@@ -173,24 +174,6 @@ class MixedSource(DataraxModule):
         )
         return Block(columns, np.ones(shape, bool), draws.reshape(shape), 0, batches, positions, 0)
 
-    # --- draws -----------------------------------------------------------------------------------
-
-    def _draw(self, count: int) -> np.ndarray:
-        """Returns which source each of the next draws is of, int64 of shape `(count,)`."""
-        found = []
-        while count:
-            start = self._draws % _ROUND
-            chosen, ups = _round(self._shares, self._draws // _ROUND, self._ups)
-            found.append(chosen[start : start + count])
-            count -= len(found[-1])
-            done = self._draws + len(found[-1])
-            self._move(done, self._ups if done % _ROUND else ups)
-        return np.concatenate(found)
-
-    def _move(self, draws: int, ups: tuple[int, ...]) -> None:
-        self._draws = draws
-        self._ups = nnx.static(tuple(ups))  # how often each source's share was rounded up
-
     # --- state -----------------------------------------------------------------------------------
 
     def position(self) -> MixedPosition:
@@ -199,7 +182,7 @@ class MixedSource(DataraxModule):
             s.position() if isinstance(s, StreamingSourceBase) else s.get_state()
             for s in self.sources
         )
-        return MixedPosition(self._draws, self._ups, tuple(marks))
+        return MixedPosition(self._draws.done, self._draws.ups, tuple(marks))
 
     def state_at(self, position: MixedPosition) -> dict[str, Any]:
         """Returns what `get_state` returns when the mixture is at `position`."""
@@ -245,7 +228,7 @@ class MixedSource(DataraxModule):
             for source, its in zip(self.sources, own["sources"], strict=True):
                 source.set_state(its)
             raise
-        self._move(int(state["draws"]), tuple(state["ups"]))
+        self._draws.go_to(int(state["draws"]), state["ups"])
 
     def rewind(self, state: dict[str, Any]) -> None:
         """Goes to a state of this mixture."""
@@ -259,7 +242,7 @@ class MixedSource(DataraxModule):
         """
         for source in self.sources:
             source.reset(seed)
-        self._move(0, (0,) * len(self.sources))
+        self._draws.restart()
 
     def set_random_order(self, enabled: bool) -> None:
         """Sets whether the sources are read in random order."""
@@ -275,25 +258,11 @@ class MixedSource(DataraxModule):
     def clone(self) -> Self:
         """Returns a mixture at the same position that moves on its own."""
         clone = type(self)([s.clone() for s in self.sources], self.weights, name=self.name)
-        clone._move(self._draws, self._ups)
+        clone._draws.go_to(self._draws.done, self._draws.ups)
         return clone
 
     def _label(self) -> str:
         return self.name or type(self).__name__
-
-
-def _round(shares: Sequence[Fraction], number: int, ups: tuple[int, ...]):
-    """Returns the sources of one round's draws, and how often each was rounded up after it.
-
-    Every source gets its share rounded down or up; up those that have been given least so far.
-    """
-    low = [int(share) for share in shares]
-    owed = [(number + 1) * (s - n) - up for s, n, up in zip(shares, low, ups, strict=True)]
-    most = sorted(range(len(shares)), key=lambda n: (-owed[n], n))[: _ROUND - sum(low)]
-    counts = [n + (number in most) for number, n in enumerate(low)]
-    due = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in counts])
-    chosen = np.repeat(np.arange(len(counts)), counts)[np.argsort(due, kind="stable")]
-    return chosen, tuple(up + (number in most) for number, up in enumerate(ups))
 
 
 def _next(source: Any, count: int, batch_size: int) -> Iterator[dict[str, Any]]:

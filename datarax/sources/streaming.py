@@ -15,15 +15,16 @@ from datarax.reader import Care
 from datarax.shards import Shards
 from datarax.sources.positioned import PositionedStreams
 from datarax.streamorder import Order
-from datarax.streams import Block, joined, rows
+from datarax.streams import Block, rows
 from datarax.streamstate import merge_states as merge_states
+from datarax.window import joined
 
 
 class StreamingSourceBase(PositionedStreams):
     """A source whose records are read on demand, in order: it cannot be indexed.
 
     Shuffled, each epoch has its own order: the shards are permuted, several are read at once, and
-    `shuffle_buffer_size` rows at a time are permuted among themselves. All of it is arithmetic on
+    `shuffle_buffer_size` rows or more are permuted among themselves. All of it is arithmetic on
     (seed, epoch), so that a state of a few KB, which holds no rows, gives back exactly the next
     record. A subclass passes on what it reads as `Shards`.
 
@@ -32,7 +33,7 @@ class StreamingSourceBase(PositionedStreams):
         shards: What is read: a number of shards that give Arrow tables.
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order, from 0 to 2**32 - 1; epoch `e` follows `(seed + e) % 2**32`.
-        shuffle_buffer_size: How many rows are shuffled together.
+        shuffle_buffer_size: How many rows are shuffled together, at least.
         on_bad_rows: `"raise"` for an image or a shard that cannot be read, or `"skip"` it.
         timeout: Seconds without a row after which reading is an error; None: no limit.
         revision: What the data was resolved to, such as a commit of the Hub.

@@ -15,6 +15,7 @@ from datarax import (
     MixedSource,
     prefetch_to_device,
 )
+from datarax.draws import Draws
 
 
 def memory(first: int, rows: int = 70) -> MemorySource:
@@ -33,8 +34,8 @@ def mixture() -> MixedSource:
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=4), st.integers(1, 999))
 def test_proportions_hold_in_every_round(weights, batch_size):
-    mixed = MixedSource([memory(1000 * n) for n in range(len(weights))], weights)
-    drawn = np.concatenate([mixed._draw(batch_size) for _ in range(-(-5000 // batch_size))])
+    draws = Draws(weights)
+    drawn = np.concatenate([draws.take(batch_size) for _ in range(-(-5000 // batch_size))])
     share = np.array(weights) / sum(weights)
     for start in range(0, 5000, 1000):
         counts = np.bincount(drawn[start : start + 1000], minlength=len(weights))

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import time
+from email.utils import formatdate
 
 import numpy as np
 import pyarrow as pa
@@ -101,8 +103,8 @@ def test_nothing_is_lost_or_repeated(client, server, shuffle):
 class Busy:
     """Answers some requests for files' bytes, by number, with 429 and a `Retry-After`."""
 
-    def __init__(self, seconds, *numbers):
-        self.seconds, self.numbers = seconds, numbers
+    def __init__(self, seconds, *numbers, said=str):
+        self.seconds, self.numbers, self.said = seconds, numbers, said
         self.count, self.waits, self._refused = 0, [], {}
 
     def __call__(self, request):
@@ -115,7 +117,12 @@ class Busy:
         if self.count not in self.numbers:
             return None
         self._refused[asked] = request.at
-        return 429, {"Retry-After": str(self.seconds)}
+        return 429, {"Retry-After": self.said(self.seconds)}
+
+
+def date(seconds):
+    """The time in some seconds, as HTTP writes it."""
+    return formatdate(time.time() + seconds, usegmt=True)
 
 
 def test_a_busy_hub_gets_the_time_that_it_asks_for(client, server):
@@ -169,6 +176,9 @@ def test_whatever_client_reads_nothing_is_lost_or_repeated(server, caplog, shuff
     assert xs(pages(server, **fields)) == expected
     assert len(busy.waits) == 2
     assert min(busy.waits) >= 1
+    server.fault = busy = Busy(2, 6, said=date)
+    assert xs(pages(server, **fields)) == expected
+    assert min(busy.waits) >= 1  # a date has no fractions of a second
 
 
 def test_a_network_that_stays_bad_is_an_error_that_names_the_place_and_loses_nothing(server):
@@ -180,11 +190,12 @@ def test_a_network_that_stays_bad_is_an_error_that_names_the_place_and_loses_not
     with pytest.raises(ConnectionError, match=f"{place}.*{help}") as caught:
         source.get_batch(4)
     assert "sesame" not in str(caught.value)
-    server.requests.clear()
-    server.fault = lambda request: (429, {"Retry-After": "60"})
-    with pytest.raises(ConnectionError, match=r"server asks to wait 60 s.*timeout=64"):
-        source.get_batch(4)
-    assert len(server.requests) == 1
+    for said in str, date:
+        server.requests.clear()
+        server.fault = lambda request, said=said: (429, {"Retry-After": said(60)})
+        with pytest.raises(ConnectionError, match=r"server asks to wait (60|61) s.*timeout=6[45]"):
+            source.get_batch(4)
+        assert len(server.requests) == 1
     server.fault = None
     assert sum(xs(source), []) == list(range(24))
     source.set_state(json.loads(json.dumps(source.get_state())))
@@ -198,6 +209,29 @@ def test_pauses_grow_differ_and_are_bounded():
         assert 0.25 <= run[0] <= 0.5
         assert all(run[n] >= run[n - 2] for n in range(2, 7))
         assert max(run) <= 30
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "soon"}, 0),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        (
+            {
+                "Date": "Wed, 21 Oct 2015 07:27:30 GMT",
+                "Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT",
+            },
+            30,
+        ),
+    ],
+)
+def test_the_pause_that_a_server_asks_for(headers, seconds):
+    response = httpx.Response(429, headers=headers, request=httpx.Request("GET", "http://host"))
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        response.raise_for_status()
+    assert network.asked_pause(caught.value) == seconds
 
 
 def test_secrets_are_left_out_of_messages():
