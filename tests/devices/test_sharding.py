@@ -92,13 +92,13 @@ def test_a_device_holds_its_share_of_parameters_and_optimizer(caplog, ema):
         assert held(state.optimizer, device) == 2 * share + 4  # two moments and a counter
         if ema is not None:
             assert held(state.ema, device) == share
-    warnings = said(caplog, "trainers.layout")
+    warnings = said(caplog, "trainers.placement")
     assert warnings == [
         "out.bias (3,) cannot be spread evenly over 8 devices: each holds it whole."
     ]
     one.fit()
     one.predict(memory(points(9)))
-    assert said(caplog, "trainers.layout") == warnings  # once
+    assert said(caplog, "trainers.placement") == warnings  # once
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_what_a_function_cannot_spread_evenly_is_said_once(caplog):
     one = trainer(Wide(), 8, sharding=last, steps=2)
     one.fit()
     one.fit()
-    assert [text.split()[0] for text in said(caplog, "trainers.layout")] == [
+    assert [text.split()[0] for text in said(caplog, "trainers.placement")] == [
         "out.bias",
         "out.kernel",
     ]
@@ -192,6 +192,11 @@ def test_what_a_function_cannot_spread_evenly_is_said_once(caplog):
         ("zero", ValueError, r"sharding='zero': expected \"replicate\", \"fsdp\" or a function"),
         (lambda p, s: ("data",), TypeError, r"\('data',\) for hidden.bias: expected a jax.*Spec"),
         (lambda p, s: PartitionSpec("model"), ValueError, "'model' for .*: the mesh has 'data'"),
+        (
+            lambda p, s: PartitionSpec("data", "data"),
+            ValueError,
+            r"\('data', 'data'\) for hidden.bias: expected each axis of the mesh once, as in Part",
+        ),
         (
             lambda p, s: PartitionSpec(None, "data"),
             ValueError,

@@ -222,9 +222,11 @@ def test_a_callback_of_one_process_stops_all_or_fails_all(two):
 
 
 _CODE = """
-import json, os, sys, trainers
-said = []
-for arguments, env in json.loads(sys.argv[1]):
+import jax, json, os, sys, trainers
+said, (has_run, calls) = [], json.loads(sys.argv[1])
+if has_run:
+    jax.devices()
+for arguments, env in calls:
     os.environ.update(env)
     try:
         trainers.initialize(**arguments)
@@ -237,11 +239,11 @@ print(json.dumps(said))
 """
 
 
-def _begun(*calls):
+def _begun(*calls, has_run=False):
     """Begins a process that calls `initialize` with some arguments in some environments."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM_", "OMPI_"))}
     return subprocess.Popen(
-        [sys.executable, "-c", _CODE, json.dumps(calls)],
+        [sys.executable, "-c", _CODE, json.dumps([has_run, calls])],
         env={**clean, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -266,11 +268,30 @@ def test_one_process_joins_nothing_and_what_makes_no_sense_is_refused():
         (_call("localhost", 2, 1), "coordinator_address='localhost': expected host:port"),
         (_call("localhost:1", 2, 2), "process_id < num_processes"),
     ]
-    out, errors = _begun(*[call for call, _ in expected]).communicate()
+    _assert_said(expected, "ValueError")
+
+
+def test_after_a_computation_one_process_is_alone_and_one_of_many_an_error():
+    late = "says that there are other processes, but JAX has run something already"
+    here = f"localhost:{free_port()}"
+    expected = [
+        (_call(), None),
+        (_call(env={"JAX_NUM_PROCESSES": "1"}), None),
+        (_call(env={"SLURM_STEP_NUM_TASKS": "1"}), None),
+        (_call(here, 2, 1), f"coordinator_address={here} {late}"),  # where nobody listens
+        (_call(env={"JAX_NUM_PROCESSES": "2"}), f"num_processes=2 {late}"),
+        (_call(env={"SLURM_STEP_NUM_TASKS": "4"}), f"SLURM_STEP_NUM_TASKS {late}"),
+        (_call(env={"TPU_WORKER_HOSTNAMES": "a,b"}), f"TPU_WORKER_HOSTNAMES {late}"),
+    ]
+    _assert_said(expected, "RuntimeError", has_run=True)
+
+
+def _assert_said(expected, error, **how):
+    out, errors = _begun(*[call for call, _ in expected], **how).communicate()
     for said, (call, words) in zip(json.loads(out), expected, strict=True):
         assert (said is None) == (words is None), (call, said)
-        assert words is None or (words in said and said.startswith("ValueError"))
-    assert "Traceback" not in errors
+        assert words is None or (words in said and said.startswith(error)), said
+    assert not errors
 
 
 def test_processes_that_do_not_find_each_other_say_so():
