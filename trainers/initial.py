@@ -19,7 +19,7 @@ def initial_state(plan: Plan) -> State:
     layout = plan.layout
     _, params, rest = split(plan.model, plan.update.wrt)
     agreement.together(lambda: _expect_fits(plan, params, rest))
-    params, rest = layout.placement.model(*strong((params, rest)))
+    params, rest = strong(layout.placement.model(params, rest))
     optimizer = strong(plan.update.optimizer.init(params))
     window = strong(Window.empty(plan.objective.metrics))
     return State(

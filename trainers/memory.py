@@ -86,8 +86,8 @@ def expect_state_fits(parts: dict[str, Any], devices: int) -> None:
     whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(parts))
     each = ", ".join(f"{name} {size(part)}" for name, part in held.items() if part)
     raise MemoryError(
-        f"The state takes {size(need)} on each of {devices} devices, which have {size(there)}: "
-        f"{each}. A run goes on with any devices, but they must hold it: write "
+        f"The state takes {size(need)} of each device (number of devices: {devices}), which has "
+        f"{size(there)}: {each}. A run goes on with any devices that hold it: write "
         f'sharding="fsdp" and take {-(-whole // there)} devices or more, or take a smaller model '
         "or optimizer, such as optax.adafactor()."
     )

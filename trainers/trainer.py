@@ -395,7 +395,7 @@ class Trainer:
             agreement.expect_same({"the model's parameters": variables(self.model)})
         definition, params, rest = split(self.model, self._plan.update.wrt, training=False)
         params = params if self._ema is None else self._ema
-        return definition, *self._layout.placement.model(*strong((params, rest)))
+        return definition, *strong(self._layout.placement.model(params, rest))
 
 
 def _expect_precision(precision: Any) -> None:
