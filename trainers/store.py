@@ -55,7 +55,12 @@ class Store:
         self._reader = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
         )
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+        # The best step may be written to its own store at the same time: their barriers, which
+        # Orbax names by the step, must not be the same.
+        apart = MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=False, multiprocessing_options=apart
+        )
         if self._writes:
             self._first(lambda: self.directory.mkdir(parents=True, exist_ok=True))
             self._clear()
