@@ -19,16 +19,22 @@ def word_type(width: int) -> type:
     return jnp.uint8 if width == 8 else jnp.uint16
 
 
-def split(block: jax.Array, width: int) -> Words:
-    """Returns the left and the right word of blocks of `2 * width` bits."""
-    word = word_type(width)
+def split(block: jax.Array, width: int, word: type | None = None) -> Words:
+    """Returns the left and the right word of blocks of `2 * width` bits.
+
+    Args:
+        block: The blocks.
+        width: Bits of a word.
+        word: Dtype of the words; None: the narrowest.
+    """
+    word = word or word_type(width)
     mask = np.asarray((1 << width) - 1, word)
     return (block >> np.asarray(width, block.dtype)).astype(word), block.astype(word) & mask
 
 
 def joined(words: Words, width: int) -> jax.Array:
     """Returns the blocks of which `words` are the halves, `uint16` or, of wider words, `uint32`."""
-    block = jnp.uint16 if width == 8 else jnp.uint32
+    block = jnp.uint16 if words[0].dtype == jnp.uint8 else jnp.uint32
     left, right = (word.astype(block) for word in words)
     return (left << np.asarray(width, block)) | right
 
@@ -41,7 +47,7 @@ def encrypt(words: Words, keys: list[jax.Array], width: int) -> Words:
         keys: Round keys, an even number of them; scalars, or of the words' shape.
         width: Bits of a word.
     """
-    word = word_type(width)
+    word = words[0].dtype
     mask = np.asarray((1 << width) - 1, word)
 
     def rotate(x, by):  # bits above the word's are left over, for `mix` to mask

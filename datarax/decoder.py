@@ -1,5 +1,6 @@
 """Arrow rows of a stream become columns, by rules that its first rows decide."""
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from datarax.lists import fits, is_number, misfits
 from datarax.objects import host_column, objects
 
 Path = tuple[str, ...]
+Part = dict[Path, np.ndarray]  # columns, in flat form
 Place = Callable[[int], str]
 
 _FIRST = 1024  # rows that decide what a column is
@@ -76,6 +78,7 @@ class Decoder:
     """
 
     def __init__(self, features: datasets.Features, first: pa.Table):
+        self._first = first.take([0])  # a copy, which does not keep the others
         first = first.slice(0, _FIRST)
         rows = Rows(len(first))
         columns = (
@@ -95,6 +98,11 @@ class Decoder:
     def host_errors(self) -> dict[str, str]:
         """Returns why each host column is no array, by its name."""
         return {leaf.name: leaf.why for leaf in self.leaves if leaf.dtype == _OBJECT}
+
+    @functools.cached_property
+    def first_record(self) -> Part:
+        """The first record, of arrays of shape `(1, ...)`."""
+        return self.numbers(self._first, str) | self.rest(self._first, str)[0]
 
     def numbers(self, table: pa.Table, place: Place) -> dict[Path, np.ndarray]:
         """Returns all arrays of numbers of a table.

@@ -86,8 +86,20 @@ def _index_shuffle(index, seed, num_records, rounds):
 def _records(position, keys, width, num_records):
     """Encrypts positions until each is below `num_records`."""
     block = jnp.uint16 if width == 8 else jnp.uint32
-    words = encrypt(split(position.astype(block), width), keys, width)
-    return _walk(joined(words, width), keys, width, num_records - 1)
+
+    def looped(position, *keys):
+        words = encrypt(split(position.astype(block), width), keys, width)
+        return _walk(joined(words, width), list(keys), width, num_records - 1)
+
+    if keys[0].ndim or jax.default_backend() != "gpu":
+        return looped(position, *keys)
+    from datarax import kernel  # of use nowhere else, and slow to import
+
+    def kerneled(position, *keys):
+        found = kernel.records(position, *keys, width=width, largest=num_records - 1)
+        return found.astype(block)
+
+    return lax.platform_dependent(position, *keys, cuda=kerneled, default=looped)
 
 
 def _walk(value, keys, width, largest):

@@ -196,24 +196,24 @@ def read_block(streams: Streams, batches: int, size: int) -> Block:
     except BaseException:
         streams.restore(positions[0])
         raise
-    _fill_up(out, valid)
+    _fill_up(out, valid, streams.decoder)
     columns = nested((p, c.reshape(batches, size, *c.shape[1:])) for p, c in out.items())
     return Block(columns, valid, places, streams.epoch, filled, positions, skipped)
 
 
-def _fill_up(columns: dict[Path, np.ndarray], valid: np.ndarray) -> None:
-    """Puts real records where none count: zeros would bend the statistics of a batch."""
+def _fill_up(columns: dict[Path, np.ndarray], valid: np.ndarray, decoder: Decoder) -> None:
+    """Puts real records where none count: zeros would bend the statistics of a batch.
+
+    Which ones depends on the batch alone, not on the block: those of the batch, or the stream's
+    first record, where other processes have all of the batch's.
+    """
     if valid.all():
         return
-    source = np.arange(valid.size).reshape(valid.shape)
-    last = np.array([], int)
-    for batch, counts in zip(source, valid, strict=True):
-        last = batch[counts] if counts.any() else last
-        batch[~counts] = np.resize(last, int((~counts).sum())) if len(last) else -1
-    gaps = np.flatnonzero(~valid)
-    found = source.reshape(-1)[gaps]
-    for column in columns.values():
-        column[gaps] = column[found] if (found >= 0).all() else np.zeros((), column.dtype)
+    for batch, counts in zip(np.arange(valid.size).reshape(valid.shape), valid, strict=True):
+        gaps = batch[~counts]
+        for path, column in columns.items():
+            found = column[batch[counts]] if counts.any() else decoder.first_record[path]
+            column[gaps] = found[np.arange(len(gaps)) % len(found)]
 
 
 def rows(part: Part) -> int:

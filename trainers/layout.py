@@ -81,6 +81,22 @@ class Layout:
             return None
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, self.axes))
 
+    def reader(self, size: int) -> tuple[int, int]:
+        """Returns which share of a batch's rows this process's devices hold, and of how many.
+
+        It is `(0, 1)`, all of them, where the processes hold no equal shares, each in one piece.
+        """
+        if self.mesh is None or jax.process_count() == 1:
+            return 0, 1
+        rows: dict[int, set[int]] = {}
+        for device, (part,) in self.rows().devices_indices_map((size,)).items():
+            rows.setdefault(device.process_index, set()).update(range(size)[part])
+        shares = sorted({tuple(sorted(own)) for own in rows.values()})
+        equal = len({len(share) for share in shares}) == 1
+        if not equal or [row for share in shares for row in share] != list(range(size)):
+            return 0, 1
+        return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
+
     def expect_batch(self, batch_size: int, accumulate: int, shards: int) -> None:
         """Raises `ValueError` where a batch cannot be spread evenly."""
         count = self.parts

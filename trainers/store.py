@@ -1,10 +1,12 @@
 """The store of a run's checkpoints: one Orbax composite a step, each array under a checksum."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -230,7 +232,7 @@ class Store:
 
     def _remove_unfinished(self):
         for path in self.directory.glob(f"*{_UNFINISHED}*"):
-            path.rmtree()
+            _remove(path)
         for path in self.directory.glob(f"{_REPLACED}*"):
             new = self._path(int(path.name.removeprefix(_REPLACED)))
             path.rmtree() if new.exists() else path.rename(new)
@@ -273,6 +275,18 @@ class Store:
             return own
         reasons = agreement.collected(own)
         return own or next((f"{r} (process {i})" for i, r in enumerate(reasons) if r), None)
+
+
+def _remove(path: epath.Path) -> None:
+    """Removes a directory into which a thread of a save that failed may write still."""
+    for _ in range(50):
+        try:
+            return path.rmtree()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+            time.sleep(0.1)
+    path.rmtree()
 
 
 def _reason(error: Exception) -> str:

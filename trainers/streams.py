@@ -13,6 +13,8 @@ from flax import nnx
 
 from datarax import Pipeline, order
 from datarax.batch import parted
+from datarax.sources.streaming import merge_states
+from trainers import agreement
 from trainers.batches import Batches, formed_spec
 from trainers.layout import Layout
 
@@ -27,10 +29,13 @@ class StreamBatches:
     """What the compiled loop reads of a pipeline over a stream: `Batches` for a source that cannot
     be indexed.
 
-    The data is a block of a few batches, stacked; batch `t` is a row of it.
+    The data is a block of a few batches, stacked; batch `t` is a row of it. Of several processes
+    each reads the canonical streams whose records its devices hold; where the processes hold no
+    equal shares, or there is one stream only, each reads all.
 
     Args:
         pipeline: The pipeline; clones of its source are read, so the caller's does not move.
+        layout: The devices.
         stored_order: Whether to read in stored order, whatever the source's `shuffle`.
 
     Attributes:
@@ -39,6 +44,7 @@ class StreamBatches:
         length: Number of records in an epoch, None where it is not known.
         steps_per_epoch: `ceil(length / batch_size)`, or None.
         capacity: Number of batches in a block; the last of them may be empty.
+        readers: How many shares of the streams the processes read; 1: each reads all.
         spec: Shape and dtype of one record after the stages, by column, without host columns.
         host: The source's host columns, by name, that no stage replaced.
     """
@@ -46,14 +52,19 @@ class StreamBatches:
     def __init__(self, pipeline: Pipeline, layout: Layout, *, stored_order: bool = False):
         self.source = pipeline.source.clone()
         self.source.reset()
+        self.batch_size = pipeline.batch_size
+        self._layout, self.readers, self._first = layout, 1, 0
+        reader, readers = layout.reader(self.batch_size)
+        if pipeline.shards > 1 and readers > 1:
+            self.source = self.source.split(pipeline.shards, reader, readers)
+            self.readers, self._first = readers, reader * self.batch_size // readers
         if stored_order:
             self.source.set_random_order(False)
-        self.batch_size = pipeline.batch_size
         self.length = self.source.length
         self.steps_per_epoch = None
         if self.length is not None:
             self.steps_per_epoch = order.steps_per_epoch(self.length, self.batch_size)
-        self.key = pipeline.key.get_value()
+        self.key = layout.replicate(pipeline.key.get_value())
         self._graph, self.stages = nnx.split(pipeline.stages)
         self._host = self.source.host_columns()
         zeros = jax.tree.map(
@@ -74,10 +85,13 @@ class StreamBatches:
     @property
     def data(self) -> Any:
         """Shapes and dtypes of a block's data, to trace the program with."""
-        shape = self.capacity, self.batch_size
-        columns = jax.tree.map(lambda x: _struct((*shape, *x.shape), x.dtype), self._record)
-        places = _struct(shape, jnp.uint32)
-        return columns, _struct(shape, bool), places, _struct((), jnp.uint32), self.key, _START
+        shape, rows = (self.capacity, self.batch_size), self._layout.rows(axis=1)
+
+        def stacked(x):
+            return jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype, sharding=rows)
+
+        record = self._record, np.zeros((), bool), np.uint32(0)
+        return *jax.tree.map(stacked, record), np.uint32(0), self.key, np.int32(0)
 
     def rows(self, data: Any, stages: nnx.State, t: jax.Array):
         """Returns batch `t`, which of its records count, and the stages' variables; traceable."""
@@ -120,41 +134,66 @@ class StreamBatches:
         """Yields data, and the first step and the end of the steps that it serves, of one epoch."""
         feed, t = self.feed(), 0
         try:
-            while feed.epoch_at(t) < 1:
+            while True:
                 data, stop = feed.block(t)
+                if feed.epoch > 0:
+                    return
                 yield data, t, stop
                 t = stop
         finally:
             feed.close()
 
     def place(self, columns: Any, *rest: Any) -> Any:
-        """Returns a block's arrays on the device, filled up to `capacity` batches."""
+        """Returns a block's arrays on the devices, filled up to `capacity` batches."""
         columns, _ = parted(columns, self._host)
+        sharding = self._layout.rows(axis=1)
 
         def filled_up(column):
             missing = self.capacity - len(column)
             return np.concatenate([column, np.zeros((missing, *column.shape[1:]), column.dtype)])
 
-        return jax.device_put(jax.tree.map(filled_up, (columns, *rest)))
+        def spread(column):
+            def part(index):
+                start, stop, _ = index[1].indices(self.batch_size)
+                return column[:, start - self._first : stop - self._first]
+
+            shape = self.capacity, self.batch_size, *column.shape[2:]
+            return jax.make_array_from_callback(shape, sharding, part)
+
+        arrays = jax.tree.map(filled_up, (columns, *rest))
+        return jax.device_put(arrays) if sharding is None else jax.tree.map(spread, arrays)
+
+    def whole(self, array: jax.Array) -> np.ndarray:
+        """Returns an array that may be spread over processes; all of them ask for it."""
+        return np.asarray(self._layout.replicate(array))
 
 
 class _Block(NamedTuple):
     data: Any
-    filled: int  # batches that have a record
+    size: int  # batches that were asked for
+    filled: int  # of them that have a record
     positions: list[Any]  # of the source, before each batch and after the last
+    counts: np.ndarray  # records of each batch, of shape `(capacity,)`
     epoch: int
+    begins: bool  # whether the epoch does
+    seconds: float  # that a batch took to read
 
 
 class StreamFeed:
     """Reads a stream for a run, on a thread, a few blocks ahead of the loop.
 
     How many batches a block holds depends on the time they take to read and on whether the loop
-    waits for them; the batches do not.
+    waits for them; the batches do not. Processes that read shares of the streams hand over the same
+    batches at the same time: they agree on how many to read, and on where an epoch ends, which is
+    where none has a record left. Streams that end sooner give records that do not count.
 
     Args:
         batches: The batches.
         t: The next step.
         state: The source's state before it; None: the start of epoch 0.
+
+    Attributes:
+        epoch: The epoch of the block that was handed over last.
     """
 
     def __init__(self, batches: StreamBatches, t: int, state: dict[str, Any] | None):
@@ -162,11 +201,11 @@ class StreamFeed:
         self._source = batches.source.clone()
         if state is not None:
             self._source.set_state(state)
-        self._size, self._waits = 1, True
+        self.epoch, self._index = (0, 0) if state is None else (state["epoch"], state["index"])
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainers-read")
         self._ahead: deque[Future[_Block]] = deque()
-        for _ in range(_AHEAD):
-            self._ahead.append(self._pool.submit(self._read))
+        self._size = 1
+        self._read_ahead()
         self._block: _Block | None = None
         self._start = t  # the step of the block's first batch
 
@@ -180,20 +219,22 @@ class StreamFeed:
 
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the source's state before step `t`, one of the last block's or its end."""
-        if self._block is None:
-            self._reach(t)
-        return self._source.state_at(self._block.positions[t - self._start])
+        block = self._block or self._reach(t)
+        own = self._source.state_at(block.positions[t - self._start])
+        if self._batches.readers == 1:
+            return own
+        states = {tuple(state["streams"]): state for state in agreement.collected(own)}
+        return merge_states(list(states.values()))
 
     def epoch_at(self, t: int) -> float:
         """Returns the epoch of step `t`, with the fraction where the length is known."""
-        block = self._reach(t)
-        state = self._source.state_at(block.positions[t - self._start])
-        length = self._batches.length
-        return block.epoch + (0 if length is None else state["index"] / length)
+        block, length = self._reach(t), self._batches.length
+        index = self._index + int(block.counts[: t - self._start].sum())
+        return block.epoch + (0 if length is None else index / length)
 
     def records(self, t: int) -> np.ndarray:
         """Returns the place in its epoch of each record of batch `t`, of shape `(batch_size,)`."""
-        return np.asarray(self._reach(t).data[2][t - self._start])
+        return self._batches.whole(self._reach(t).data[2])[t - self._start]
 
     def close(self) -> None:
         """Ends the reading."""
@@ -202,30 +243,70 @@ class StreamFeed:
 
     def _reach(self, t: int) -> _Block:
         while self._block is None or t >= self._start + self._block.filled:
-            self._waits = not self._ahead[0].done()
-            following = self._ahead[0].result()  # an error is raised again where it is asked again
-            self._ahead.popleft()
-            self._ahead.append(self._pool.submit(self._read))
-            if self._block is not None:
-                self._start += self._block.filled
-            self._block = following
+            self._hand_over()
         return self._block
 
-    def _read(self) -> _Block:
-        """Reads and places the next block; runs on the thread."""
-        begun = time.perf_counter()
-        size = self._batches.batch_size
-        block = self._source.read_batches(self._size, size)
-        if not block.filled:
-            self._source.next_epoch()
-            block = self._source.read_batches(self._size, size)
-        if not block.filled:
+    def _hand_over(self) -> None:
+        """Takes the next block; all processes do so at the same step."""
+        reading, capacity = self._ahead[0], self._batches.capacity
+        waits, failed, own = (
+            not reading.done(),
+            reading.exception() is not None,
+            [0] * (2 + capacity),
+        )
+        if not failed:
+            block = reading.result()
+            wanted = int((_SECONDS if waits else _LONGER) / max(block.seconds, 1e-6))
+            wanted = max(1, min(wanted, 4 * self._size, capacity))
+            own = [wanted, block.filled, *block.counts]
+        found = agreement.gathered([failed, *own])
+        if found[:, 0].any():
+            agreement.together(reading.result)  # it is raised again where it is asked again
+        self._ahead.popleft()
+        self._size = int(found[:, 1].min())
+        ends = False
+        if self._batches.readers > 1:
+            counts = found[:, 3:].sum(axis=0)
+            block = block._replace(filled=int(found[:, 2].max()), counts=counts)
+            ends = block.filled < block.size
+        if block.begins and not block.filled:
             raise ValueError("The stream has no record that can be read.")
-        seconds = (time.perf_counter() - begun) / block.filled
-        fitting = int((_SECONDS if self._waits else _LONGER) / max(seconds, 1e-6))
-        self._size = max(1, min(fitting, 4 * self._size, self._batches.capacity))
-        data = self._batches.place(block.columns, block.valid, block.places)
-        return _Block(data, block.filled, block.positions, block.epoch)
+        if ends:  # what was read after it is nothing
+            while self._ahead:
+                self._ahead.pop().cancel()
+        self._read_ahead(begins=ends)
+        if not block.filled:
+            return
+        if self._block is not None:
+            self._start += self._block.filled
+            self._index += int(self._block.counts.sum())
+        if block.epoch != self.epoch:
+            self.epoch, self._index = block.epoch, 0
+        self._block = block
+
+    def _read_ahead(self, begins: bool = False) -> None:
+        while len(self._ahead) < _AHEAD:
+            self._ahead.append(self._pool.submit(self._read, self._size, begins))
+            begins = False
+
+    def _read(self, size: int, begins: bool) -> _Block:
+        """Reads and places the next block; runs on the thread."""
+        begun, batches = time.perf_counter(), self._batches
+        rows = batches.batch_size // batches.readers
+        if begins:
+            self._source.next_epoch()
+        block = self._source.read_batches(size, rows)
+        if not block.filled and batches.readers == 1:  # the epoch is over for all
+            begins = True
+            self._source.next_epoch()
+            block = self._source.read_batches(size, rows)
+        seconds = (time.perf_counter() - begun) / max(1, block.filled)
+        data = batches.place(block.columns, block.valid, block.places)
+        counts = np.zeros(batches.capacity, np.int32)
+        counts[:size] = block.valid.sum(axis=1)
+        return _Block(
+            data, size, block.filled, block.positions, counts, block.epoch, begins, seconds
+        )
 
 
 def as_batches(
@@ -234,10 +315,3 @@ def as_batches(
     """Returns the batches of a pipeline, whether its source can be indexed or not."""
     kind = StreamBatches if pipeline.is_stream else Batches
     return kind(pipeline, layout, stored_order=stored_order)
-
-
-def _struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-_START = _struct((), jnp.int32)

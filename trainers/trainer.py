@@ -194,7 +194,7 @@ class Trainer:
                 f"accumulate={accumulate} does not divide batch_size={self.batch_size}: each slice "
                 "has the same number of records."
             )
-        layout.expect_batch(self.batch_size, accumulate, self.pipeline.shards)
+        layout.expect_batch(self.batch_size, accumulate, _dealt(self.pipeline))
         agreement.expect_same(identity(self.pipeline))
         agreement.together(lambda: memory.expect_data_fits(self.pipeline, layout.parts))
         self._batches = agreement.together(lambda: as_batches(self.pipeline, layout))
@@ -364,7 +364,7 @@ class Trainer:
                 pipeline = as_pipeline(source, self.batch_size)
                 if shards <= (pipeline.source.length or 0):
                     pipeline = as_pipeline(pipeline.source, self.batch_size, shards=shards)
-            self._layout.expect_batch(pipeline.batch_size, 1, pipeline.shards)
+            self._layout.expect_batch(pipeline.batch_size, 1, _dealt(pipeline))
             return pipeline
 
         pipeline = agreement.together(stored)
@@ -403,6 +403,11 @@ def _expect_precision(precision: Any) -> None:
         return
     why = " overflows without loss scaling" * (jnp.dtype(precision) == jnp.float16)
     raise ValueError(f"precision={jnp.dtype(precision)}{why}: write precision=jnp.bfloat16.")
+
+
+def _dealt(pipeline: Pipeline) -> int:
+    """Returns to how many shards the rows on the devices are dealt; a stream's are not."""
+    return 1 if pipeline.is_stream else pipeline.shards
 
 
 def _named(source: Any) -> dict[str, Any]:
