@@ -7,6 +7,7 @@ only the rows of its own shards for its part of a batch.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -65,8 +66,16 @@ class Deal:
 
     def rows(self, shard: int) -> np.ndarray:
         """Returns the records of a shard, int64 of shape `(size,)`, in the order it holds them."""
-        position = np.arange(shard, self.num_records, self.shards)
-        return np.asarray(self._dealt(position)).astype(np.int64)
+        return self.held([shard])[0, : int(self.size(shard))]
+
+    def held(self, shards: Sequence[int]) -> np.ndarray:
+        """Returns the records of some shards, int64 of shape `(len(shards), slots)`.
+
+        The last slot of a shorter shard repeats its first record.
+        """
+        shard = np.array(shards)[:, None]
+        slot = np.arange(self.slots) % np.asarray(self.size(shard))
+        return np.asarray(self._dealt(slot * self.shards + shard)).astype(np.int64)
 
     def place(self, shard, slot, seed=None) -> jax.Array:
         """Returns which of a shard's records is in a slot; traceable, elementwise.
@@ -147,7 +156,6 @@ def deal_out(source: Any, deal: Deal, sharding: jax.sharding.NamedSharding) -> d
     """
     parts = sharding.addressable_devices_indices_map((deal.shards,))
     own = sorted({shard for (part,) in parts.values() for shard in range(deal.shards)[part]})
-    rows = [np.resize(deal.rows(shard), deal.slots) for shard in own]
 
     def placed(column):
         if isinstance(column, HostColumn):
@@ -162,7 +170,7 @@ def deal_out(source: Any, deal: Deal, sharding: jax.sharding.NamedSharding) -> d
         shape = (deal.shards, *column.shape[1:])
         return jax.make_array_from_callback(shape, sharding, part)
 
-    columns = source.host_rows(np.concatenate(rows))
+    columns = source.host_rows(deal.held(own).reshape(-1))
     return jax.tree.map(placed, columns, is_leaf=lambda x: isinstance(x, HostColumn))
 
 

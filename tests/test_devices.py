@@ -1,17 +1,23 @@
-"""Starts the tests that need several devices, once, with eight simulated ones."""
+"""Starts the tests that need several devices with eight simulated ones."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+FILES = sorted(path.name for path in (ROOT / "tests" / "devices").glob("test_*.py"))
 
 
-def test_what_needs_eight_devices(tmp_path):
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_what_needs_eight_devices(tmp_path, file, which):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    options = ["-m", which, "-n", "0", "-q", "--tb=short"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/devices", "-n", "0", "-q", "--tb=short"],
+        [sys.executable, "-m", "pytest", f"tests/devices/{file}", *options],
         cwd=ROOT,
         env={
             **os.environ,

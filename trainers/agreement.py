@@ -3,6 +3,7 @@
 Two processes that run one compiled program with different arguments wait for each other for ever.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +71,18 @@ def together(do: Callable[[], Any]) -> Any:
     if failed:
         raise RuntimeError(f"Process {failed[0][0]} of {len(texts)} failed: {failed[0][1]}")
     return result
+
+
+def expect_same_program(lower: Callable[[], jax.stages.Lowered], name: str) -> None:
+    """Raises on every process where a program is not the same on all, or cannot be traced on one.
+
+    Args:
+        lower: Traces and lowers it; several processes do, so that it is no cost on one.
+        name: What it is called.
+    """
+    if jax.process_count() > 1:
+        digest = hashlib.sha256(together(lower).as_text().encode()).hexdigest()
+        expect_same({f"{name}: the code of the model, the loss or a stage": digest})
 
 
 def expect_same(values: dict[str, Any]) -> None:

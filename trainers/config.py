@@ -1,6 +1,5 @@
 """The configuration of a run, as the report and the writers show it."""
 
-import hashlib
 import importlib.metadata
 import platform
 import sys
@@ -30,30 +29,29 @@ def identity(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def decisions(plan: Plan, program: str) -> dict[str, Any]:
-    """Returns what decides what a run does, the same on all its processes.
-
-    Args:
-        plan: The run.
-        program: The text of its compiled program.
-    """
+def decisions(plan: Plan) -> dict[str, Any]:
+    """Returns what decides what a run does, the same on all its processes."""
     told = configuration(plan)
     del told["command"]  # which may name the process
-    state = nnx.to_pure_dict(nnx.state(plan.model))
-    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state)):
-        told["the model's first parameters"] = checksums(without_keys(state))
+    told["the model's first parameters"] = variables(plan.model)
     told["callbacks"] = [one.steps if isinstance(one, every) else "log" for one in plan.callbacks]
     told["profile"] = plan.profile
-    told["the compiled program: the code of the model, the loss or a stage"] = hashlib.sha256(
-        program.encode()
-    ).hexdigest()
     return told
+
+
+def variables(model: nnx.Module) -> dict[str, str] | None:
+    """Returns checksums of a model's variables, None where the processes hold them together."""
+    state = nnx.to_pure_dict(nnx.state(model))
+    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state)):
+        return None
+    return checksums(without_keys(state))
 
 
 def configuration(plan: Plan) -> dict[str, Any]:
     """Returns what a run was told and where it runs, by name: numbers and texts."""
     batches, update, devices = plan.batches, plan.update, jax.devices()
     precision, mesh = plan.objective.precision, plan.layout.mesh
+    rule = plan.layout.placement.rule
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
     return {
         "command": " ".join(sys.argv),
@@ -70,7 +68,7 @@ def configuration(plan: Plan) -> dict[str, Any]:
         "workdir": str(plan.workdir),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "mesh": None if mesh is None else str(dict(mesh.shape)),
-        "sharding": getattr(plan.layout.rule, "__name__", plan.layout.rule),
+        "sharding": getattr(rule, "__name__", rule),
         "shards": plan.pipeline.shards,
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
     }

@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 
 _GRACE = 2  # seconds that JAX waits longer than we do
 _MISSING = "coordinator_address should be defined", "Number of processes must be defined"
+_COUNTS = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"  # what a launcher says of its processes
 
 
 def initialize(
@@ -36,8 +37,9 @@ def initialize(
             others end, too, and the next start goes on from the last checkpoint.
 
     Raises:
-        RuntimeError: If process 0 cannot be reached, or JAX has run something already. If another
-            process is missing, JAX ends this one; why is logged before.
+        RuntimeError: If process 0 cannot be reached, or there are other processes and JAX has run
+            something already. If another process is missing, JAX ends this one; why is logged
+            before.
         ValueError: If only some of the three arguments are known, or one makes no sense.
 
     Example:
@@ -50,6 +52,18 @@ def initialize(
     index = _number(process_id, "JAX_PROCESS_ID")
     if count == 1:
         return
+    if _has_run():  # before anything waits for the others
+        others = _others(address, count, index)
+        if others is None:
+            logger.debug(
+                "JAX has run already; nothing names other processes, so this one is alone."
+            )
+            return
+        raise RuntimeError(
+            f"{others} says that there are other processes, but JAX has run something already, so "
+            "this one cannot join them: write trainers.initialize() before the script's first "
+            "array, jax.devices() or model."
+        )
     lost = (
         f"Process {index} of {count} did not find the others at {address} within {timeout} s. "
         "Is process 0 running, is its address right, does a firewall let the port through, "
@@ -82,6 +96,26 @@ def initialize(
     finally:
         speaks.cancel()
     logger.info("Process %d of %d.", jax.process_index(), jax.process_count())
+
+
+def _has_run() -> bool:
+    """Returns whether JAX has devices already; it says so before it looks at the arguments."""
+    try:
+        jax.distributed.initialize("localhost:1", 0, 0, local_device_ids=[])  # none of 0
+    except ValueError:
+        return False
+    except RuntimeError:
+        return True
+
+
+def _others(address: str | None, count: int | None, index: int | None) -> str | None:
+    """Returns what says that there are other processes, None where nothing does."""
+    given = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    said = [f"{name}={value}" for name, value in given.items() if value is not None]
+    said += [name for name in _COUNTS if os.environ.get(name, "1") != "1"]
+    said += ["TPU_WORKER_HOSTNAMES"] if "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") else []
+    said += ["jax.process_count()"] if jax.process_count() > 1 else []
+    return said[0] if said else None
 
 
 def _number(value: int | None, variable: str) -> int | None:

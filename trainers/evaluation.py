@@ -44,7 +44,9 @@ class Evaluator:
         if self._loop is None:
             step = evaluation_step(definition, self._objective, self._batches.rows)
             data, start = (params, rest, self._batches.data), self._start()
-            self._loop = Loop(step, start, data, shardings=self._layout.shardings(start))
+            shardings = self._layout.shardings(start)
+            self._loop = agreement.together(lambda: Loop(step, start, data, shardings=shardings))
+            agreement.expect_same_program(lambda: self._loop.lowered, "the evaluation's program")
 
     def __call__(
         self,
@@ -125,6 +127,8 @@ def predict(
     # Every process gets all rows, whichever device computed them.
     step = jax.jit(step, out_shardings=layout.replicated)
     outputs, stages = [], layout.replicate(batches.stages)
+    first = params, rest, batches.data, stages, np.int32(0)
+    agreement.expect_same_program(lambda: step.lower(*first), "the prediction's program")
     for data, start, stop in batches.epoch_blocks():
         for t in range(start, stop):
             output, valid, stages = step(params, rest, data, stages, np.int32(t))

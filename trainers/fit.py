@@ -7,13 +7,13 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from trainers import agreement, divergence, memory, program
 from trainers.callbacks import every
 from trainers.clock import Clock
 from trainers.config import decisions
+from trainers.initial import initial_state
 from trainers.keeper import Keeper
 from trainers.loop import Loop
 from trainers.model import split
@@ -24,7 +24,7 @@ from trainers.progress import Progress
 from trainers.result import Status
 from trainers.run import Run
 from trainers.signals import Signals
-from trainers.state import State, Window, strong
+from trainers.state import Window, strong
 from trainers.watch import Watch
 from trainers.weights import initialize
 
@@ -45,7 +45,7 @@ class Fit:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.state = _start(plan)
+        self.state = initial_state(plan)
         self.run = Run(plan.steps, self._model)
         self._keeper = Keeper(plan)
         self._signals = Signals()
@@ -57,11 +57,12 @@ class Fit:
         with self._keeper.opened(), self._signals.watched():
             # Tracing comes before compiling, and finds what is wrong with the losses and the data.
             with self.clock.spent("compiling"):
-                loop = program.loop(plan, self.state, plan.batches.data)
+                loop = agreement.together(lambda: program.loop(plan, self.state, plan.batches.data))
+                if jax.process_count() > 1:
+                    agreement.expect_same(decisions(plan))
+                agreement.expect_same_program(lambda: loop.lowered, "the compiled program")
                 for evaluator in plan.evaluators.values():
                     evaluator.trace(*self.evaluated())
-                if jax.process_count() > 1:
-                    agreement.expect_same(decisions(plan, loop.lowered.as_text()))
             restored = self._keeper.restore(run, self.state)
             if restored is not None:
                 self.state = restored
@@ -74,12 +75,14 @@ class Fit:
                 if run.stopped and self._ask(True):
                     return "stopped"
             elif plan.init_from is not None:
-                initialize(plan.model, plan.init_from)
-                self.state = _start(plan)
+                agreement.together(lambda: initialize(plan.model, plan.init_from))
+                self.state = initial_state(plan)
             if not self._signals.asked():
                 with self.clock.spent("compiling"):
                     loop.compile()
-                    memory.expect_fits(loop.program, self.state, plan.batches.data)
+                    agreement.together(
+                        lambda: memory.expect_fits(loop.program, self.state, plan.batches.data)
+                    )
                     self._keeper.compile(self.state)
             divergence.forget(plan.workdir)
             with (
@@ -264,10 +267,17 @@ class Fit:
         ]
         if not due:
             return False
-        # A clock may decide what a callback says: one that stops, or raises, does so for all.
-        answers = agreement.together(lambda: [callback(self.run) for callback in due])
-        self.run.settle()
-        return agreement.least(-any(answers))[0] < 0
+
+        def stops() -> bool:
+            answers = [bool(callback(self.run)) for callback in due]
+            self.run.settle()
+            return any(answers)
+
+        # A clock may decide what a callback says: one that stops, or raises, does so for all; the
+        # history, by which all decide what is best, is the first process's.
+        told = agreement.collected([agreement.together(stops), self.run.history[-1:]])
+        self.run.history[-1:] = told[0][1]
+        return any(one for one, _ in told)
 
     def _only_logs(self, step: int) -> bool:
         """Returns whether a log is due after a step and nothing else, not even an agreement."""
@@ -303,23 +313,6 @@ class Fit:
     def _model(self) -> nnx.Module:
         definition, params, rest = self.evaluated()
         return nnx.merge(definition, *strong((params, rest)))
-
-
-def _start(plan: Plan) -> State:
-    layout = plan.layout
-    _, params, rest = split(plan.model, plan.update.wrt)
-    params, rest = layout.place_model(*strong((params, rest)))
-    optimizer = strong(plan.update.optimizer.init(params))
-    window = strong(Window.empty(plan.objective.metrics))
-    return State(
-        params=params,
-        rest=rest,
-        optimizer=layout.place_like(optimizer, params),
-        ema=None if plan.update.ema is None else strong(params),
-        stages=layout.replicate(strong(plan.batches.stages)),
-        window=layout.replicate(window),
-        loss=layout.replicate(jnp.zeros(())),
-    )
 
 
 def _due(step: int, every: int) -> bool:

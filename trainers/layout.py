@@ -1,23 +1,15 @@
-"""The layout of a run: how its data, its batches and its state are spread over the devices."""
+"""The layout of a run: its devices, and how the rows of its batches are spread over them."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from datarax.errors import listed
-
-logger = logging.getLogger(__name__)
-
-Rule = str | Callable[[str, tuple[int, ...]], PartitionSpec | None]
-"""`"replicate"`, `"fsdp"`, or a function `(path, shape) -> PartitionSpec`."""
-
-_FSDP = "fsdp"
+from trainers.placement import FSDP, Placement, Rule, placed
 
 
 class Layout:
@@ -42,7 +34,7 @@ class Layout:
         self, mesh: Mesh | None = None, data_axis: str | tuple = "data", rule: Rule = "replicate"
     ):
         axes = (data_axis,) if isinstance(data_axis, str) else tuple(data_axis)
-        if not (rule in ("replicate", _FSDP) or callable(rule)):
+        if not (rule in ("replicate", FSDP) or callable(rule)):
             raise ValueError(
                 f'sharding={rule!r}: expected "replicate", "fsdp" or a function (path, shape) -> '
                 "jax.sharding.PartitionSpec."
@@ -67,10 +59,11 @@ class Layout:
                 )
             # With explicit axes an array's type holds its sharding, and plain indexing raises.
             mesh = Mesh(mesh.devices, mesh.axis_names)
-            if rule == _FSDP and _FSDP in mesh.axis_names and _FSDP not in axes:
-                axes = (*axes, _FSDP)  # the parameters' axis computes rows of its own, too
-        self.mesh, self.axes, self.rule = mesh, axes, rule
-        self._said: set[str] = set()
+            if rule == FSDP and FSDP in mesh.axis_names and FSDP not in axes:
+                axes = (*axes, FSDP)  # the parameters' axis computes rows of its own, too
+        self.mesh, self.axes = mesh, axes
+        spread = FSDP if mesh is not None and FSDP in mesh.axis_names else axes[-1]
+        self.placement = Placement(mesh, spread, rule)
 
     @property
     def parts(self) -> int:
@@ -172,14 +165,6 @@ class Layout:
         """Returns where arrays are, for a program that returns them there; None on one device."""
         return None if self.mesh is None else jax.tree.map(lambda x: x.sharding, tree)
 
-    def place_model(self, params: nnx.State, rest: nnx.State) -> tuple[nnx.State, nnx.State]:
-        """Returns a model's trained and other variables where the rule puts them."""
-        if self.mesh is None:
-            return params, rest
-        frozen, other = nnx.split_state(rest, nnx.Param, ...)
-        frozen = self._place(frozen, self.rule)
-        return self._place(params, self.rule), nnx.merge_state(frozen, self._place(other, None))
-
     def unplaced(self, tree: Any) -> Any:
         """Returns arrays as a user expects them: on one device, where each device has all of them.
 
@@ -191,117 +176,12 @@ class Layout:
             return tree
         return jax.tree.map(_first_copy, tree)
 
-    def place_like(self, tree: Any, params: Any) -> Any:
-        """Returns arrays, those that stand for a parameter where it is, the others everywhere.
-
-        An optimizer's moments have the path of their parameter at the end of their own, and its
-        shape.
-        """
-        if self.mesh is None:
-            return tree
-        known = dict(jax.tree_util.tree_leaves_with_path(params))
-
-        def one(path, x):
-            ends = (path[i:] for i in range(len(path)))
-            like = next((known[end] for end in ends if end in known), None)
-            same = like is not None and like.shape == jnp.shape(x)
-            return placed(x, like.sharding if same else self.replicated)
-
-        return jax.tree_util.tree_map_with_path(one, tree)
-
-    def _place(self, state: nnx.State, rule: Rule | None) -> nnx.State:
-        flat = [
-            (
-                path,
-                variable.replace(
-                    placed(variable.get_value(), self._sharding(path, variable, rule))
-                ),
-            )
-            for path, variable in nnx.to_flat_state(state)
-        ]
-        return nnx.from_flat_state(flat)
-
-    def _sharding(self, path: tuple, variable: nnx.Variable, rule: Rule | None) -> NamedSharding:
-        name, shape = ".".join(map(str, path)), jnp.shape(variable.get_value())
-        spec = rule(name, shape) if callable(rule) else nnx.get_partition_spec(variable).get_value()
-        if spec is not None and not isinstance(spec, PartitionSpec):
-            raise TypeError(
-                f"sharding returns {spec!r} for {name}: expected a jax.sharding.PartitionSpec, or "
-                "None for a parameter that every device holds whole."
-            )
-        if callable(rule):
-            self._expect_axes(name, shape, spec or ())
-        elif not any(spec or ()):
-            spec = self._longest(name, shape) if rule == _FSDP else None
-        return NamedSharding(self.mesh, self._fitting(name, shape, spec or PartitionSpec()))
-
-    def _longest(self, name: str, shape: tuple[int, ...]) -> PartitionSpec:
-        axis = _FSDP if _FSDP in self.mesh.axis_names else self.axes[-1]
-        count = self.mesh.shape[axis]
-        fitting = [i for i, length in enumerate(shape) if length and length % count == 0]
-        if not fitting:
-            self._say(name, shape, f"{count} devices")
-            return PartitionSpec()
-        longest = max(fitting, key=lambda i: shape[i])
-        return PartitionSpec(*[axis if i == longest else None for i in range(len(shape))])
-
-    def _fitting(self, name: str, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
-        """Returns `spec` without what the mesh does not have or does not divide."""
-        parts = []
-        for length, part in zip(shape, spec, strict=False):
-            axes = [a for a in _axes(part) if a in self.mesh.axis_names]
-            count = int(np.prod([self.mesh.shape[a] for a in axes]))
-            if length % count:
-                self._say(name, shape, f"{count} devices along {listed(axes)}")
-                axes = []
-            parts.append(tuple(axes) or None)
-        return PartitionSpec(*parts)
-
-    def _expect_axes(self, name: str, shape: tuple[int, ...], spec: Any) -> None:
-        unknown = [a for part in spec for a in _axes(part) if a not in self.mesh.axis_names]
-        if unknown:
-            raise ValueError(
-                f"sharding returns the axis {unknown[0]!r} for {name}: the mesh has "
-                f"{listed(self.mesh.axis_names)}."
-            )
-        if any(_axes(part) for part in spec[len(shape) :]):
-            raise ValueError(
-                f"sharding returns {spec!r} for {name}, which has the shape {shape}: expected no "
-                "more entries than that has."
-            )
-
-    def _say(self, name: str, shape: tuple[int, ...], over: str) -> None:
-        if name not in self._said and jax.process_index() == 0:
-            logger.warning(
-                "%s %s cannot be spread evenly over %s: each holds it whole.", name, shape, over
-            )
-        self._said.add(name)
-
-
-def placed(array: Any, sharding: NamedSharding) -> jax.Array:
-    """Returns an array, of which every process has the same, where `sharding` says, as a copy.
-
-    One that is spread over processes already is moved by them together.
-    """
-    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        words = placed(jax.random.key_data(array), sharding)
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(array))
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return jax.device_put(array, sharding, may_alias=False)
-    host = np.asarray(array)
-    # A device may share the host's buffer, and what is placed here is donated: hence the copy.
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
-
 
 def _first_copy(array: jax.Array) -> jax.Array:
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         words = _first_copy(jax.random.key_data(array))
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(array))
     return array.addressable_data(0)
-
-
-def _axes(part: Any) -> tuple[str, ...]:
-    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
 
 
 def _some(numbers: list[int]) -> str:

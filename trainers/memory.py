@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,28 +40,56 @@ def _share(array) -> tuple[int, ...]:
     return array.shape if sharding is None else sharding.shard_shape(array.shape)
 
 
-def expect_data_fits(pipeline: Pipeline) -> None:
-    """Raises `MemoryError` where a device's rows of an eager source are larger than its memory."""
-    source = pipeline.source
-    # With canonical shards, a process may not have loaded what it does not need.
-    if not isinstance(source, EagerSourceBase) or pipeline.shards > 1:
+def expect_data_fits(pipeline: Pipeline, devices: int) -> None:
+    """Raises `MemoryError` where a device's rows of an eager source are larger than its memory.
+
+    Args:
+        pipeline: The source, and the number of its canonical shards.
+        devices: The number of devices that the shards are spread over.
+    """
+    source, spread = pipeline.source, pipeline.shards > 1
+    if not isinstance(source, EagerSourceBase):
         return
-    spec = source.element_spec()
-    is_host = {id(column) for column in jax.tree.leaves(spec) if column.dtype == np.dtype(object)}
-    rows = {
-        name: nbytes([x for x in jax.tree.leaves(column) if id(x) not in is_host])
-        for name, column in spec.items()
-    }
-    data, there = sum(rows.values()) * len(source), limit()
+    # With canonical shards a process loads only its own: one row tells how large the others are.
+    columns = source.host_rows(np.zeros(1, np.int64)) if spread else source.element_spec()
+    rows = {name: _row_bytes(column) for name, column in columns.items()}
+    data, there = sum(rows.values()) * len(source) // (devices if spread else 1), limit()
     if data <= there:
         return
     largest = max(rows, key=rows.get)
+    each, more = (f" on each of {devices} devices", " more") if spread else ("", "")
     raise MemoryError(
-        f"The data takes {size(data)} as arrays, the memory has {size(there)}. Column {largest!r} "
-        f"takes most, {size(rows[largest])} a record, of {listed(rows)}. Read it as a stream, "
-        "HFEagerConfig(..., streaming=True), spread it over devices with Trainer(..., shards=), "
-        "make its records smaller, or leave columns out: "
+        f"The data takes {size(data)} as arrays{each}, the memory has {size(there)}. Column "
+        f"{largest!r} takes most, {size(rows[largest])} a record, of {listed(rows)}. Read it as a "
+        f"stream, HFEagerConfig(..., streaming=True), spread it over{more} devices with "
+        "Trainer(..., shards=), make its records smaller, or leave columns out: "
         f"exclude_keys={{{largest!r}}}."
+    )
+
+
+def _row_bytes(column) -> int:
+    arrays = [x for x in jax.tree.leaves(column) if x.dtype != np.dtype(object)]
+    return nbytes(arrays)
+
+
+def expect_state_fits(parts: dict[str, Any], devices: int) -> None:
+    """Raises `MemoryError` where what a device holds of a state is larger than its memory.
+
+    Args:
+        parts: Pytrees of the state's arrays, or of what describes them, by what they are called.
+        devices: The number of devices.
+    """
+    held = {name: nbytes(tree) for name, tree in parts.items()}
+    need, there = sum(held.values()), limit()
+    if need <= there:
+        return
+    whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(parts))
+    each = ", ".join(f"{name} {size(part)}" for name, part in held.items() if part)
+    raise MemoryError(
+        f"The state takes {size(need)} of each device (number of devices: {devices}), which has "
+        f"{size(there)}: {each}. A run goes on with any devices that hold it: write "
+        f'sharding="fsdp" and take {-(-whole // there)} devices or more, or take a smaller model '
+        "or optimizer, such as optax.adafactor()."
     )
 
 
@@ -91,13 +120,14 @@ def expect_fits(program: jax.stages.Compiled, state, data) -> None:
     parts["the computation of a step"] = need - sum(parts.values())
     each = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
     ways = {
-        "the state": "Take a smaller model, or an optimizer with a smaller state, such as "
-        "optax.adafactor()",
-        "the data": "Read it as a stream, HFEagerConfig(..., streaming=True)",
+        "the state": 'Spread it over more devices with sharding="fsdp", or take a smaller model '
+        "or optimizer, such as optax.adafactor()",
+        "the data": "Spread it over more devices with shards=, or read it as a stream, "
+        "HFEagerConfig(..., streaming=True)",
         "the computation of a step": "Take a smaller batch_size, compute it in slices with "
         "accumulate=8, or with precision=jnp.bfloat16",
     }
     raise MemoryError(
-        f"A train step takes {size(need)} of memory, there are {size(there)}: {each}. "
+        f"A train step takes {size(need)} of a device's memory, which has {size(there)}: {each}. "
         f"{ways[max(parts, key=parts.get)]}."
     )

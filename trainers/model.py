@@ -35,8 +35,8 @@ def expect_trainable(model: nnx.Module, wrt: Any) -> None:
             ": there is nothing to train. Write wrt=nnx.Param, and a model that has some."
         )
     for path, leaf in found:
-        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"wrt={wrt} selects {jax.tree_util.keystr(path)} of {jnp.asarray(leaf).dtype}, "
+                f"wrt={wrt} selects {jax.tree_util.keystr(path)} of {jnp.result_type(leaf)}, "
                 "which has no gradient: write a narrower filter, such as wrt=nnx.Param."
             )

@@ -11,7 +11,8 @@ from datarax import order
 from datarax.batch import gather
 from datarax.canonical import Deal, deal_out
 from datarax.sources import EagerSourceBase
-from trainers.layout import Layout, placed
+from trainers.layout import Layout
+from trainers.placement import placed
 
 
 class WholeRows:

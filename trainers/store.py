@@ -57,7 +57,12 @@ class Store:
         self._reader = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
         )
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+        # The best step may be written to its own store at the same time: their barriers, which
+        # Orbax names by the step, must not be the same.
+        apart = MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=False, multiprocessing_options=apart
+        )
         if self._writes:
             self._first(lambda: self.directory.mkdir(parents=True, exist_ok=True))
             self._clear()
@@ -110,7 +115,7 @@ class Store:
             ValueError: If a newer version of this library saved them.
         """
         items = {"data": args.JsonRestore(), "run": args.JsonRestore()}
-        found = self._restored(step, items)
+        found = self._restored(step, lambda: items)
         data, run = found["data"], found["run"]
         digest = run.pop("digest", None) if isinstance(run, dict) else None
         if digest is None or digest != _digest(run) or run["data"] != _digest(data):
@@ -134,7 +139,11 @@ class Store:
         Raises:
             DamagedError: If an array is not what was saved.
         """
-        items = {name: args.StandardRestore(_abstract(like[name])) for name in like}
+
+        def items():
+            trees = {name: like[name] or self._saved(step, name) for name in like}
+            return {name: args.StandardRestore(_abstract(tree)) for name, tree in trees.items()}
+
         found = self._restored(step, items)
         arrays = {name: found[name] for name in like}
         sums = checksums(arrays)
@@ -241,7 +250,7 @@ class Store:
     def _restored(self, step, items):
         found = caught = None
         try:
-            found = self._reader.restore(self._path(step), args=args.Composite(**items))
+            found = self._reader.restore(self._path(step), args=args.Composite(**items()))
         except (PermissionError, ConnectionError, TimeoutError):
             raise  # says nothing of the checkpoint
         except Exception as error:  # what Orbax raises on damage is of many types
@@ -250,6 +259,10 @@ class Store:
         if failed is not None:
             raise DamagedError(failed) from caught
         return found
+
+    def _saved(self, step: int, name: str) -> Any:
+        """Returns shapes and dtypes of what was saved, without the devices that it was on."""
+        return ocp.StandardCheckpointHandler().metadata(self._path(step) / name).tree
 
     def _first(self, do: Callable[[], Any]) -> None:
         """Does something to the directory: one process does, and all wait for it."""
@@ -309,11 +322,12 @@ def with_keys(tree: Any, like: Any) -> Any:
 def _abstract(tree):
     """Returns what Orbax restores by: arrays that JAX may place as it likes come back as NumPy's.
 
-    They are what a run begins with, so that it finds its compiled programs again.
+    Without that, Orbax asks for the devices that were saved. They are what a run begins with, so
+    that it finds its compiled programs again.
     """
 
     def one(x):
-        if x.committed:
+        if getattr(x, "committed", False):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
         return np.broadcast_to(np.zeros((), x.dtype), x.shape)
 

@@ -20,12 +20,13 @@ from trainers import task as tasks
 from trainers.batches import Batches, as_pipeline
 from trainers.callbacks import Callback
 from trainers.checkpoints import Checkpoints
-from trainers.config import identity
+from trainers.config import identity, variables
 from trainers.evaluation import Evaluator, predict
 from trainers.fit import Fit
-from trainers.layout import Layout, Rule
+from trainers.layout import Layout
 from trainers.metrics import Empty
 from trainers.model import expect_trainable, split
+from trainers.placement import Rule
 from trainers.plan import Plan
 from trainers.preflight import Preflight, preflight
 from trainers.profile import expect_profile
@@ -195,7 +196,7 @@ class Trainer:
             )
         layout.expect_batch(self.batch_size, accumulate, _dealt(self.pipeline))
         agreement.expect_same(identity(self.pipeline))
-        memory.expect_data_fits(self.pipeline)
+        agreement.together(lambda: memory.expect_data_fits(self.pipeline, layout.parts))
         self._batches = agreement.together(lambda: as_batches(self.pipeline, layout))
         self._rows = jax.jit(self._batches.rows, out_shardings=layout.replicated)
         self.steps_per_epoch = self._batches.steps_per_epoch
@@ -330,7 +331,7 @@ class Trainer:
         Raises:
             ValueError: If there is no source.
         """
-        evaluators = self._plan.evaluators if source is None else self._evaluators_of(source)
+        evaluators = self._evaluators_of(source) or self._plan.evaluators
         if not evaluators:
             raise ValueError("There is nothing to evaluate on: write evaluate(source).")
         model, values = self._evaluated(), {}
@@ -356,14 +357,17 @@ class Trainer:
 
     def _stored(self, source: Any) -> Batches | StreamBatches:
         """Returns batches of a source in stored order, dealt to shards as the training data is."""
-        pipeline = source
-        if not isinstance(source, Pipeline):
-            pipeline = as_pipeline(source, self.batch_size)
-            if self.pipeline.shards <= (pipeline.source.length or 0):
-                pipeline = as_pipeline(
-                    pipeline.source, self.batch_size, shards=self.pipeline.shards
-                )
-        self._layout.expect_batch(pipeline.batch_size, 1, _dealt(pipeline))
+
+        def stored() -> Pipeline:
+            pipeline, shards = source, self.pipeline.shards
+            if not isinstance(source, Pipeline):
+                pipeline = as_pipeline(source, self.batch_size)
+                if shards <= (pipeline.source.length or 0):
+                    pipeline = as_pipeline(pipeline.source, self.batch_size, shards=shards)
+            self._layout.expect_batch(pipeline.batch_size, 1, _dealt(pipeline))
+            return pipeline
+
+        pipeline = agreement.together(stored)
         agreement.expect_same(identity(pipeline))
         return agreement.together(lambda: as_batches(pipeline, self._layout, stored_order=True))
 
@@ -387,9 +391,11 @@ class Trainer:
 
     def _evaluated(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
         """Returns the model in evaluation mode: graph, parameters or their average, the rest."""
+        if jax.process_count() > 1:
+            agreement.expect_same({"the model's parameters": variables(self.model)})
         definition, params, rest = split(self.model, self._plan.update.wrt, training=False)
         params = params if self._ema is None else self._ema
-        return definition, *self._layout.place_model(*strong((params, rest)))
+        return definition, *strong(self._layout.placement.model(params, rest))
 
 
 def _expect_precision(precision: Any) -> None:

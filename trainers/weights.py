@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from datarax.errors import listed
+from trainers import agreement
 from trainers.checksum import dotted
 from trainers.store import DamagedError, Store, with_keys, without_keys
 
@@ -100,6 +102,8 @@ def initialize(model: nnx.Module, path: epath.PathLike) -> None:
 def export(model: nnx.Module, path: epath.PathLike) -> None:
     """Writes a model's parameters into a safetensors file.
 
+    Where they are spread over processes, all call it together, and the first writes.
+
     Args:
         model: The model.
         path: The file, which ends in `.safetensors`; names in it are such as `linear.kernel`.
@@ -107,11 +111,27 @@ def export(model: nnx.Module, path: epath.PathLike) -> None:
     Raises:
         ImportError: If `safetensors` is not installed.
     """
-    flat = _flat(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    data = _library().numpy.save(
-        {name: np.ascontiguousarray(value) for name, value in flat.items()}
-    )
-    epath.Path(path).write_bytes(data)
+    library, flat = _library(), _flat(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    gathered = {name: np.ascontiguousarray(_gathered(value)) for name, value in flat.items()}
+
+    def write() -> None:
+        if agreement.is_first():
+            epath.Path(path).write_bytes(library.numpy.save(gathered))
+
+    if any(map(_is_spread, flat.values())):
+        agreement.together(write)  # so that each may read it afterwards
+    else:  # which the first process may do alone
+        write()
+
+
+def _gathered(array) -> np.ndarray:
+    return multihost_utils.process_allgather(array, tiled=True) if _is_spread(array) else array
+
+
+def _is_spread(array) -> bool:
+    """Returns whether no process has all of an array."""
+    is_jax = isinstance(array, jax.Array)
+    return is_jax and not (array.is_fully_addressable or array.is_fully_replicated)
 
 
 def _read(path, step):

@@ -52,7 +52,7 @@ def noise(batch, key):
 # --- the deal ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(deal=deals(), seeds=st.lists(SEEDS, min_size=2, max_size=4))
 def test_an_epoch_holds_each_record_once(deal, seeds):
     position = np.arange(deal.num_records)
@@ -63,7 +63,7 @@ def test_an_epoch_holds_each_record_once(deal, seeds):
         np.testing.assert_array_equal(np.sort(records), position)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(deal=deals(), seed=st.none() | SEEDS)
 def test_shards_are_even_and_a_position_is_a_slot_of_one(deal, seed):
     shards = [deal.rows(shard) for shard in range(deal.shards)]
@@ -190,7 +190,7 @@ def test_the_columns_lie_dealt_and_a_short_shard_is_filled_up():
 # --- a pipeline --------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(
     shards=st.integers(1, 6),
     share=st.integers(1, 4),
@@ -205,15 +205,14 @@ def test_each_epoch_of_a_pipeline_holds_each_record_once(shards, share, n, shuff
         assert shuffle or got == list(range(n))
 
 
-@pytest.mark.parametrize("n", [48, 50])
-def test_the_order_does_not_depend_on_the_batch_size(n):
+def test_the_order_does_not_depend_on_the_batch_size():
     def epochs(batch_size):
-        batches = pipeline(4, batch_size, n=n)
+        batches = pipeline(4, batch_size, n=50)
         return [ids(batches) for _ in range(2)]
 
     whole = epochs(4)
     assert whole[0] != whole[1]
-    assert epochs(8) == epochs(24) == epochs(64) == whole
+    assert epochs(24) == epochs(64) == whole
 
 
 def test_shards_make_another_order_and_one_shard_makes_none():

@@ -1,6 +1,7 @@
 """The same batches on any number of devices, formed on each without a collective."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -13,8 +14,10 @@ from tests.support.devices import trainer
 from tests.support.models import MLP, images, memory, points
 
 COLLECTIVE = re.compile("all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
+OFTEN = [(101, True, 1), (101, True, 8), (96, False, 8)]
 LAYOUTS = [
-    (n, shuffle, shards) for n in (96, 101) for shuffle in (True, False) for shards in (1, 8)
+    pytest.param(*layout, marks=[] if layout in OFTEN else pytest.mark.slow)
+    for layout in itertools.product((96, 101), (True, False), (1, 8))
 ]
 
 

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import datasets
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from PIL.PngImagePlugin import PngImageFile
 
 from datarax import HFEagerSource, Pipeline
-from tests.support.models import MLP, Diary, memory, noted_loss, points
+from tests.support.models import MLP, Diary, arrays, memory, noted_loss, points
 from tests.support.runs import ruin
-from trainers import Checkpoints, Trainer, every
+from trainers import Checkpoints, Trainer, every, load
+from trainers.weights import export
 
 STEPS, SIZE = 24, 16
 
@@ -69,9 +72,9 @@ def losses(result):
 # --- the same on all layouts ---------------------------------------------------------------------
 
 
-def layout(n, shards, sharding="replicate"):
-    """Returns what 100 steps give, and evaluation and prediction."""
-    one = diary(n=n, shards=shards, sharding=sharding, steps=100)
+def layout(n, shards, sharding="replicate", steps=100):
+    """Returns what some steps give, and evaluation and prediction."""
+    one = diary(n=n, shards=shards, sharding=sharding, steps=steps)
     batches = [one.batch_at(t) for t in range(2 * one.steps_per_epoch)]
     result = one.fit()
     source = memory(points(37, seed=1), shuffle=True)
@@ -102,7 +105,9 @@ def decoded(folder):
         value = one.fit().metrics["train/loss"]
     finally:
         PngImageFile.load_end = load_end
-    return {"decoded": next(count), "seen": sum(seen, []), "loss": value}
+    labels = one._batches.data[0]["label"].addressable_shards  # each row has its own
+    held = np.unique(np.concatenate([part.data.reshape(-1) for part in labels]))
+    return {"decoded": next(count), "held": len(held), "seen": sum(seen, []), "loss": value}
 
 
 class _Flat(MLP):
@@ -137,6 +142,59 @@ def go_on(workdir, step=None, number=signal.SIGTERM, process=1, shards=1):
         "losses": losses(result),
         "writes": len(logs),
     }
+
+
+def spread(workdir):
+    """Trains a model that the processes hold together, which disagree on what is best."""
+
+    def judge(run):
+        best = 5 if jax.process_index() == 0 else 3
+        run.history[-1]["mine"] = -abs(run.step - best)
+
+    result = diary(
+        workdir,
+        steps=8,
+        sharding="fsdp",
+        callbacks=[judge],
+        checkpoint=Checkpoints(every=4, best=("mine", "max")),
+    ).fit()
+    kernel = result.model.inner.hidden.kernel[...]
+    export(result.model, f"{workdir}/model.safetensors")
+    model = Diary(MLP(seed=1), 8, SIZE)
+    return {
+        "whole": kernel.is_fully_addressable,
+        "best": result.best,
+        "loaded": digest(load(workdir, model)),
+        "exported": digest(load(f"{workdir}/model.safetensors", model)),
+        "losses": losses(result),
+    }
+
+
+def digest(model):
+    """Returns a hash of a model's parameters."""
+    found = arrays(nnx.state(model, nnx.Param))
+    return hashlib.sha256(b"".join(found[name].tobytes() for name in sorted(found))).hexdigest()
+
+
+def loaded(workdir):
+    """Returns a hash of the parameters of a run, as a model and as what another begins with."""
+    begun = diary(init_from=workdir, steps=8, optimizer=optax.set_to_zero())
+    begun.fit()
+    return [digest(load(workdir, Diary(MLP(seed=1), 8, SIZE))), digest(begun.model)]
+
+
+def diverge(bad=33):
+    """Trains on a record whose loss is not finite; returns what is said of it, and where it is."""
+
+    def spoilt(model, batch):
+        return jnp.where(batch["id"] == bad, jnp.nan, loss(model, batch))
+
+    one = plain(loss=spoilt, shards=8, sharding="fsdp", steps=9)
+    batches = [one.batch_at(t)["id"].tolist() for t in range(one.steps_per_epoch)]
+    t = next(t for t, ids in enumerate(batches) if bad in ids)
+    with _warnings("trainers.fit") as said:
+        result = one.fit()
+    return {"found": [result.status, result.step], "at": [t, batches[t].index(bad)], "said": said}
 
 
 def mend(workdir):
@@ -193,9 +251,35 @@ def disagree(what):
         assert steps == []  # it is found before step 0
 
 
-def evaluate_other(kind):
-    """Evaluates, or predicts, of other data on process 1."""
-    getattr(plain(), kind)(memory(points(64 if jax.process_index() == 1 else 16)))
+def evaluate_other(kind, what):
+    """Evaluates, or predicts, with something that is other on process 1."""
+    other, source, stages = jax.process_index() == 1, memory(points(16)), [noise]
+    own = plain(eval_source=source)
+    if what == "data":
+        source = memory(points(64 if other else 16))
+    elif what == "no source":
+        source = None if other else source
+    elif what == "names":
+        source = {"b" if other else "a": source}
+    elif what == "a type":
+        source = 3 if other else source
+    elif what == "a stage":
+        stages = [(lambda batch: {**batch, "x": 2 * batch["x"]}) if other else _as_it_is]
+        source = Pipeline(source=source, stages=stages, batch_size=SIZE)
+    elif what == "a stage that fails":
+        stages = [_failing if other else _as_it_is]
+        source = Pipeline(source=source, stages=stages, batch_size=SIZE)
+    elif what == "parameters":
+        nnx.update(own.model, nnx.state(MLP(seed=int(other))))
+    getattr(own, kind)(source)
+
+
+def _as_it_is(batch):
+    return dict(batch)
+
+
+def _failing(batch):
+    raise ZeroDivisionError("in a stage")
 
 
 def stopped():
@@ -208,12 +292,16 @@ def stopped():
     return [result.status, result.step, sorted(result.history[-1])]
 
 
-def failing():
-    """Runs a callback that raises on process 1 alone."""
+def failing(what):
+    """Runs a callback that raises, or leaves what is no number, on process 1 alone."""
 
     def fail(run):
         if jax.process_index() == 1:
-            raise ZeroDivisionError("in a callback")
+            if what == "raises":
+                raise ZeroDivisionError("in a callback")
+            if what == "answers":
+                return np.zeros(2)
+            run.history[-1]["mine"] = "text"
 
     diary(callbacks=[every(5, fail)]).fit()
 

@@ -1,8 +1,11 @@
 """One run of several real processes: the same as one of a single process, whatever ends them."""
 
+import functools
 import io
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +18,12 @@ import pytest
 from tests.support import worker
 from tests.support.processes import ROOT, Group, free_port
 from tests.support.runs import rows
+from trainers import load
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-GRID = [(1, 1), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2)]  # processes, devices of each
+# Processes, and devices of each.
+GRID = [(1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -35,46 +40,49 @@ def whole(compiled_once):
     return worker.records(result.model), worker.losses(result)
 
 
-def _assert_layout(found, expected):
+_alone = functools.cache(worker.layout)  # on one device
+
+
+def _assert_layout(group, *arguments):
+    """Asserts that a group does the same as one device, to the bit the same each time."""
+    n, shards, _, steps = arguments
+    expected = _alone(n, shards, "replicate", steps)
+    found, *others = group.results(worker.layout, *arguments)
+    assert all(one == found for one in others)
+    epoch = sum(found["ids"][: len(found["ids"]) // 2], [])
+    assert sorted(epoch) == list(range(n))
     for name in ("batches", "ids", "records"):
         assert found[name] == expected[name], name
-    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
-    assert found["evaluate"] == pytest.approx(expected["evaluate"], rel=1e-5)
+    assert len(found["losses"]) == steps
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-6)
+    assert found["evaluate"] == pytest.approx(expected["evaluate"], rel=1e-6)
     np.testing.assert_allclose(found["predict"], expected["predict"], rtol=1e-5, atol=1e-6)
+    return found
 
 
 # --- the same on all layouts ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("n", "shards", "sharding"),
-    [
-        (101, 8, "fsdp"),
-        pytest.param(101, 1, "replicate", marks=pytest.mark.slow),
-    ],
-)
-def test_two_processes_do_what_one_does(two, n, shards, sharding):
-    expected = worker.layout(n, shards)
-    one, other = two.results(worker.layout, n, shards, sharding)
-    assert one == other
-    assert len(one["losses"]) == 100
-    epoch = sum(one["ids"][: len(one["ids"]) // 2], [])
-    assert sorted(epoch) == list(range(n))
-    _assert_layout(one, expected)
+def test_two_processes_do_what_one_does(two):
+    _assert_layout(two, 101, 8, "fsdp", 20)
+
+
+def test_four_processes_do_what_one_does(images):
+    with Group(4) as group:
+        _assert_layout(group, 101, 8, "replicate", 20)
+        _assert_decoded(group, images)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), GRID)
-def test_every_layout_does_what_one_device_does(processes, devices):
+def test_every_layout_does_what_one_device_does(processes, devices, images):
     with Group(processes, devices) as group:
-        for n in (96, 101):
-            for shards in (1, 8):
-                expected = worker.layout(n, shards)
-                found = group.results(worker.layout, n, shards)
-                assert all(one == found[0] for one in found)
-                assert group.results(worker.layout, n, shards) == found  # bit for bit
-                _assert_layout(found[0], expected)
-                _assert_layout(group.results(worker.layout, n, shards, "fsdp")[0], expected)
+        for n, shards in itertools.product((96, 101), (1, 8)):
+            found = _assert_layout(group, n, shards, "replicate", 100)
+        assert _assert_layout(group, n, shards, "replicate", 100) == found  # bit for bit
+        _assert_layout(group, 96, 1, "fsdp", 100)
+        _assert_layout(group, 101, 8, "fsdp", 100)
+        _assert_decoded(group, images)
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +106,27 @@ def _saved(files, folder):
     return str(folder)
 
 
-def test_a_process_decodes_only_the_rows_of_its_shards(two, images):
-    alone = worker.decoded(images)
-    assert sorted(alone["seen"]) == list(range(101))
-    assert alone["decoded"] == 101
-    for found in two.results(worker.decoded, images):
-        assert abs(found["decoded"] - 101 / 2) <= 8  # the number of shards
+_decoded_alone = functools.cache(worker.decoded)
+
+
+def _assert_decoded(group, images):
+    """Asserts that each process reads and decodes its share, up to the number of shards."""
+    alone, share = _decoded_alone(images), 101 / len(group.processes)
+    replies = group.results(worker.decoded, images)
+    for found in replies:
+        assert abs(found["decoded"] - share) <= 8
+        assert abs(found["held"] - share) <= 8
         assert found["seen"] == alone["seen"]
-        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert sum(found["held"] for found in replies) == 101
+
+
+def test_a_process_decodes_only_the_rows_of_its_shards(two, images):
+    """So it is on one, on two and, above, on four processes."""
+    alone = _decoded_alone(images)
+    assert sorted(alone["seen"]) == list(range(101))
+    assert (alone["decoded"], alone["held"]) == (101, 101)
+    _assert_decoded(two, images)
 
 
 def test_what_one_process_cannot_read_all_raise(two, images, tmp_path):
@@ -117,6 +138,14 @@ def test_what_one_process_cannot_read_all_raise(two, images, tmp_path):
     for reply in replies:
         assert "row 33" in reply.message
         assert "Process" in reply.message or reply.error == "ValueError"
+
+
+def test_a_record_that_is_not_finite_is_named_on_every_process(two):
+    for found in two.results(worker.diverge):
+        (t, row), (said,) = found["at"], found["said"]
+        assert found["found"] == ["diverged", t]
+        assert f"By itself, so is row {row} (record 33)" in said
+        assert f"batch_at({t})" in said
 
 
 # --- preempted, damaged, killed ------------------------------------------------------------------
@@ -142,6 +171,22 @@ def test_a_run_goes_from_two_processes_to_one_and_back(two, whole, tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, worker.STEPS + 1))
     np.testing.assert_allclose([r["train/loss"] for r in rows(tmp_path)], losses, rtol=1e-5)
     assert len(list((tmp_path / "checkpoints").glob("damaged-19-*"))) == 1
+
+
+def test_weights_load_on_other_processes_and_devices(two, tmp_path):
+    workdir = str(tmp_path / "two")
+    one, other = two.results(worker.spread, workdir)
+    assert one == other
+    assert not one["whole"]
+    assert one["best"] == [5, 0]
+    assert os.listdir(tmp_path / "two" / "best") == ["5"]
+    assert worker.loaded(workdir) == [one["loaded"]] * 2
+    assert one["exported"] == one["loaded"]
+    assert len(load(workdir)["inner"]["hidden"]["kernel"]) == 4
+    alone = str(tmp_path / "one")
+    result = worker.diary(alone, steps=8).fit()
+    np.testing.assert_allclose(worker.losses(result), one["losses"], rtol=1e-6)
+    assert two.results(worker.loaded, alone) == [worker.loaded(alone)] * 2
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
@@ -204,27 +249,52 @@ def test_what_differs_is_named_on_every_process_before_step_0(two):
             assert reply.error == "ValueError", (what, reply.traceback)
             assert f"The processes disagree on {name}" in reply.message, what
             assert "Start the same script with the same data on each." in reply.message
-    for kind in ("evaluate", "predict"):
-        for reply in two.call(worker.evaluate_other, kind):
-            assert "The processes disagree on the data's fingerprint" in reply.message
+
+
+OTHER = {
+    "data": "The processes disagree on the data's fingerprint",
+    "parameters": "The processes disagree on the model's parameters",
+    "a stage": r"The processes disagree on the (evaluation|prediction)'s program: the code of the",
+    "a stage that fails": "ZeroDivisionError: in a stage|^in a stage",
+    "a type": "source is a int: expected a source",
+    "no source": "The processes disagree on the names of what|source is a NoneType: expected",
+    "names": r"The processes disagree on the names of what to evaluate on|source is a dict: exp",
+}
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "predict"])
+def test_what_differs_in_an_evaluation_is_named_on_every_process(two, kind):
+    for what, words in OTHER.items():
+        for reply in two.call(worker.evaluate_other, kind, what):
+            assert reply.error is not None, (what, reply)
+            assert re.search(words, reply.message), (what, reply.traceback)
 
 
 def test_a_callback_of_one_process_stops_all_or_fails_all(two):
     expected = ["stopped", 6, ["epoch", "eval/loss", "step", "train/loss"]]
     assert two.results(worker.stopped) == [expected] * 2
-    one, other = two.call(worker.failing)
-    assert (other.error, other.message) == ("ZeroDivisionError", "in a callback")
-    assert one.error == "RuntimeError"
-    assert one.message == "Process 1 of 2 failed: ZeroDivisionError: in a callback"
+    for what, error, words in (
+        ("raises", "ZeroDivisionError", "in a callback"),
+        ("answers", "ValueError", "truth value of an array"),
+        ("history", "TypeError", "A callback put a str into run.history[-1]['mine']"),
+    ):
+        one, other = two.call(worker.failing, what)
+        assert other.error == error
+        assert words in other.message
+        assert one.error == "RuntimeError"
+        assert one.message.startswith(f"Process 1 of 2 failed: {error}: ")
+        assert words in one.message
 
 
 # --- initialize ----------------------------------------------------------------------------------
 
 
 _CODE = """
-import json, os, sys, trainers
-said = []
-for arguments, env in json.loads(sys.argv[1]):
+import jax, json, os, sys, trainers
+said, (has_run, calls) = [], json.loads(sys.argv[1])
+if has_run:
+    jax.devices()
+for arguments, env in calls:
     os.environ.update(env)
     try:
         trainers.initialize(**arguments)
@@ -237,11 +307,11 @@ print(json.dumps(said))
 """
 
 
-def _begun(*calls):
+def _begun(*calls, has_run=False):
     """Begins a process that calls `initialize` with some arguments in some environments."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM_", "OMPI_"))}
     return subprocess.Popen(
-        [sys.executable, "-c", _CODE, json.dumps(calls)],
+        [sys.executable, "-c", _CODE, json.dumps([has_run, calls])],
         env={**clean, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -266,11 +336,30 @@ def test_one_process_joins_nothing_and_what_makes_no_sense_is_refused():
         (_call("localhost", 2, 1), "coordinator_address='localhost': expected host:port"),
         (_call("localhost:1", 2, 2), "process_id < num_processes"),
     ]
-    out, errors = _begun(*[call for call, _ in expected]).communicate()
+    _assert_said(expected, "ValueError")
+
+
+def test_after_a_computation_one_process_is_alone_and_one_of_many_an_error():
+    late = "says that there are other processes, but JAX has run something already"
+    here = f"localhost:{free_port()}"
+    expected = [
+        (_call(), None),
+        (_call(env={"JAX_NUM_PROCESSES": "1"}), None),
+        (_call(env={"SLURM_STEP_NUM_TASKS": "1"}), None),
+        (_call(here, 2, 1), f"coordinator_address={here} {late}"),  # where nobody listens
+        (_call(env={"JAX_NUM_PROCESSES": "2"}), f"num_processes=2 {late}"),
+        (_call(env={"SLURM_STEP_NUM_TASKS": "4"}), f"SLURM_STEP_NUM_TASKS {late}"),
+        (_call(env={"TPU_WORKER_HOSTNAMES": "a,b"}), f"TPU_WORKER_HOSTNAMES {late}"),
+    ]
+    _assert_said(expected, "RuntimeError", has_run=True)
+
+
+def _assert_said(expected, error, **how):
+    out, errors = _begun(*[call for call, _ in expected], **how).communicate()
     for said, (call, words) in zip(json.loads(out), expected, strict=True):
         assert (said is None) == (words is None), (call, said)
-        assert words is None or (words in said and said.startswith("ValueError"))
-    assert "Traceback" not in errors
+        assert words is None or (words in said and said.startswith(error)), said
+    assert not errors
 
 
 def test_processes_that_do_not_find_each_other_say_so():
