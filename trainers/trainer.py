@@ -78,7 +78,8 @@ class Trainer:
             `"linear.kernel"`. A parameter's own sharding annotation goes before the first two.
         shards: Number of canonical shards: above 1, each device holds only its share of the data.
             It belongs to the run, not to its devices: any number of devices that divides it gives
-            the same batches. 1: every device holds all of the data.
+            the same batches. 1: every device holds all of the data. Of a stream it is the number of
+            canonical streams to which the files are dealt, each read by one process.
         workdir: Directory of checkpoints, logs and the compilation cache, local or such as
             `gs://...`. The same script with the same workdir goes on where it was. None: nothing
             is written anywhere. Steps, cadences, callbacks and devices may change in between; the
