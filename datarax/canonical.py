@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from datarax import order
 from datarax.errors import listed
 from datarax.host import HostColumn
+from datarax.walk import walk
 
 _ROUNDS = 6
 _LEAST_BITS = 8  # of the cipher's block: a smaller one does not mix
@@ -199,17 +199,16 @@ def _permuted(slot, size, key, longest):
     bits = max((longest - 1).bit_length(), _LEAST_BITS)
     right_bits = bits - bits // 2
     left_mask, right_mask = (np.uint32((1 << n) - 1) for n in (bits // 2, right_bits))
-    keys = [order.avalanche(key + np.uint32(0x9E3779B9 * (i + 1) % 2**32)) for i in range(_ROUNDS)]
 
-    def encrypt(value):
+    def encrypted(value, _, key):
+        steps = (np.uint32(0x9E3779B9 * (i + 1) % 2**32) for i in range(_ROUNDS))
+        keys = [order.avalanche(key + step) for step in steps]
         left, right = value >> np.uint32(right_bits), value & right_mask
         for even, odd in zip(keys[::2], keys[1::2], strict=True):
             left = left ^ (order.avalanche((right ^ even) + odd) & left_mask)
             right = right ^ (order.avalanche((left ^ odd) + even) & right_mask)
         return (left << np.uint32(right_bits)) | right
 
-    def walk(value):
-        return jnp.where(value >= size, encrypt(value), value)
-
-    value = encrypt(jnp.broadcast_to(slot, jnp.broadcast_shapes(slot.shape, key.shape)))
-    return lax.while_loop(lambda value: jnp.any(value >= size), walk, value)
+    shape = jnp.broadcast_shapes(slot.shape, key.shape)
+    slot, size, key = (jnp.broadcast_to(x, shape).reshape(-1) for x in (slot, size, key))
+    return walk(encrypted, lambda value, size, _: value >= size, slot, size, key).reshape(shape)

@@ -1,60 +1,60 @@
-"""The walk of the order in one kernel: on a GPU, a loop of XLA's asks the host at every turn."""
+"""Cycle walking (`datarax.walk`) in one kernel of a GPU."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from datarax.cipher import encrypt, joined, split
-
-_WARP = 32  # positions that walk together: as long as the slowest of them
+_WARP = 32  # values that walk together: as long as the slowest of them
 
 
-def records(
-    position: jax.Array, *keys: jax.Array, width: int, largest: int, interpret: bool = False
+def walk(
+    encrypt: Callable, outside: Callable, value: jax.Array, *operands: jax.Array, interpret=False
 ) -> jax.Array:
-    """Encrypts positions until each is at most `largest`.
+    """Encrypts values, each of them until it is not outside any more, once at least.
 
     Args:
-        position: `uint32` of shape `(size,)`.
-        *keys: Round keys, scalars.
-        width: Bits of a word of the cipher.
-        largest: The last record.
+        encrypt: `(value, *operands) -> value`, elementwise.
+        outside: `(value, *operands) -> bool`, elementwise.
+        value: `uint32` of shape `(size,)`.
+        *operands: `uint32` of the same shape, or scalars.
         interpret: Whether to run it without a GPU, to test it.
 
     Returns:
         `uint32` array of shape `(size,)`.
     """
 
-    def kernel(position, keys, record):
-        rounds = [keys[i] for i in range(keys.shape[0])]
+    def kernel(value, *rest):
+        *operands, out = rest
+        operands = [
+            ref[0] if x.ndim == 0 else ref[...] for ref, x in zip(operands, given, strict=True)
+        ]
 
-        def encrypted(value):
-            return joined(encrypt(split(value, width, jnp.uint32), rounds, width), width)
+        def go_on(value):
+            return jnp.where(outside(value, *operands), encrypt(value, *operands), value)
 
-        def walk(value):
-            return jnp.where(value > np.uint32(largest), encrypted(value), value)
+        def is_outside(value):
+            return jnp.max(outside(value, *operands).astype(jnp.int32)) > 0
 
-        def goes_on(value):
-            return jnp.max(value) > np.uint32(largest)
+        out[...] = lax.while_loop(is_outside, go_on, encrypt(value[...], *operands))
 
-        record[...] = lax.while_loop(goes_on, walk, encrypted(position[...]))
+    given, warps = operands, -(-value.size // _WARP)
+    each, one = pl.BlockSpec((_WARP,), lambda i: (i,)), pl.BlockSpec((1,), lambda i: (0,))
 
-    size = position.size
-    warps = -(-size // _WARP)
+    def padded(x):
+        more = warps * _WARP - value.size
+        return jnp.pad(x, (0, more), mode="edge") if x.ndim else x[None]
+
     call = pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct((warps * _WARP,), jnp.uint32),
         grid=(warps,),
-        in_specs=[
-            pl.BlockSpec((_WARP,), lambda i: (i,)),
-            pl.BlockSpec((len(keys),), lambda i: (0,)),
-        ],
-        out_specs=pl.BlockSpec((_WARP,), lambda i: (i,)),
+        in_specs=[each, *(each if x.ndim else one for x in operands)],
+        out_specs=each,
         compiler_params=triton.CompilerParams(num_warps=1),
         interpret=interpret,
     )
-    padded = jnp.pad(position.astype(jnp.uint32), (0, warps * _WARP - size))
-    return call(padded, jnp.stack(keys).astype(jnp.uint32))[:size]
+    return call(padded(value), *map(padded, operands))[: value.size]

@@ -14,6 +14,7 @@ from jax import lax
 
 from datarax.cipher import encrypt, joined, round_keys, split, word_type
 from datarax.errors import expect_between
+from datarax.walk import walk
 
 ROUNDS = 8
 """Cipher rounds of an epoch's order. At 4, Grain's usual number, neighbours stay together."""
@@ -33,7 +34,7 @@ def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax
     its block is one bit short there). Nothing of length `num_records` is ever formed.
 
     Positions are encrypted (`datarax.cipher`), and values outside the range again until they fall
-    inside ("cycle walking": Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    inside (`datarax.walk`).
 
     Args:
         index: Positions, integers of any shape, concrete or traced; taken modulo `num_records`.
@@ -85,21 +86,21 @@ def _index_shuffle(index, seed, num_records, rounds):
 
 def _records(position, keys, width, num_records):
     """Encrypts positions until each is below `num_records`."""
-    block = jnp.uint16 if width == 8 else jnp.uint32
+    block, word = jnp.uint16 if width == 8 else jnp.uint32, word_type(width)
 
-    def looped(position, *keys):
-        words = encrypt(split(position.astype(block), width), keys, width)
-        return _walk(joined(words, width), list(keys), width, num_records - 1)
+    def encrypted(value, *keys):
+        return joined(encrypt(split(value, width, jnp.uint32), keys, width), width)
 
-    if keys[0].ndim or jax.default_backend() != "gpu":
-        return looped(position, *keys)
-    from datarax import kernel  # of use nowhere else, and slow to import
+    def outside(value, *_):
+        return value > np.uint32(num_records - 1)
 
-    def kerneled(position, *keys):
-        found = kernel.records(position, *keys, width=width, largest=num_records - 1)
-        return found.astype(block)
+    def loop(value, *keys):
+        keys = [key.astype(word) for key in keys]
+        words = encrypt(split(value.astype(block), width), keys, width)
+        return _walk(joined(words, width), keys, width, num_records - 1).astype(jnp.uint32)
 
-    return lax.platform_dependent(position, *keys, cuda=kerneled, default=looped)
+    keys = [key.astype(jnp.uint32) for key in keys]
+    return walk(encrypted, outside, position.astype(jnp.uint32), *keys, loop=loop).astype(block)
 
 
 def _walk(value, keys, width, largest):
@@ -111,7 +112,7 @@ def _walk(value, keys, width, largest):
     bound = np.asarray(largest, value.dtype)
     high, low = (np.asarray(word, word_type(width)) for word in divmod(largest, 1 << width))
 
-    def walk(value):
+    def turn(value):
         left, right = split(value, width)
         for _ in range(2 if short else 1):  # two spread the loop's overhead, more are slower
             # On words, since the vectors of a comparison of blocks would hold half as many.
@@ -125,7 +126,7 @@ def _walk(value, keys, width, largest):
         outside = value > bound
         return jnp.sum(outside, dtype=jnp.int32) > few
 
-    value = lax.while_loop(go_on, walk, value)
+    value = lax.while_loop(go_on, turn, value)
     if not few:
         return value
     outside = value > bound
