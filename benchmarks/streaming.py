@@ -47,8 +47,8 @@ def main() -> None:
         print(f"Rows a second, as a ratio to the loop by hand ({ROWS:,} rows, 3 columns):")
         rivals = {
             "get_host_batch": lambda: ours(stream, host=True),
-            "get_host_batch, shuffled by 1,000": lambda: ours(stream, True, shuffle=True),
-            "get_host_batch, shuffled by 10,000": lambda: ours(
+            "get_host_batch, shuffled (1,000)": lambda: ours(stream, True, shuffle=True),
+            "get_host_batch, shuffled (10,000)": lambda: ours(
                 stream, True, shuffle=True, shuffle_buffer_size=10_000
             ),
             "get_batch (JAX arrays)": lambda: ours(stream, host=False),
