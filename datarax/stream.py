@@ -12,7 +12,6 @@ from datarax.window import Window
 
 _WIDTH = 8  # shards open at once where rows are shuffled
 _TURNS = 4  # of them that a window has rows of; those after it of the next
-_TURN = 1024  # rows of a turn, if no more are to be shuffled: shorter ones take longer in all
 
 START = {"anchor": None, "window": 0, "position": 0, "check": None, "taken": 0}
 """The state of a stream at the start of an epoch."""
@@ -176,18 +175,15 @@ class Stream:
         ids = self._order.shards(self._shards.num_shards, self._epoch, self._number)
         width, turn = 1, READ_ROWS
         if self._order.shuffle:
-            size = self._order.window
-            width, turn = _WIDTH, max(min(size, _TURN), -(-size // _TURNS))
+            width, turn = _WIDTH, -(-self._order.window // _TURNS)
         return Reader(self._shards, ids, self._care, width=width, turn=turn, opened=self._opened)
 
     def _fill(self, number: int) -> Window | None:
         anchor = self._reader.state()
-        size, turns = (self._order.window, _TURNS) if self._order.shuffle else (1, 1)
+        size = self._order.window if self._order.shuffle else 1
         try:
             pieces, rows = [], 0
-            while rows < size or len(pieces) < turns:
-                if (piece := self._reader.read()) is None:
-                    break
+            while rows < size and (piece := self._reader.read()) is not None:
                 pieces.append(piece)
                 rows += piece.rows
             if not pieces:

@@ -76,7 +76,7 @@ class Order:
     Args:
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order; epoch `e` follows `(seed + e) % 2**32`.
-        window: How many rows are shuffled together, at least.
+        window: How many rows are shuffled together.
         streams: The number of canonical streams that the shards are dealt to.
     """
 

@@ -31,7 +31,7 @@ class HFStreamingConfig(SourceConfigBase):
         streaming: Whether to read the files where they are, without loading them first. Otherwise
             the split is loaded to this machine's disk and read from there.
         shuffle: Whether each epoch has its own random order.
-        shuffle_buffer_size: How many rows, at least, are shuffled together, of several files.
+        shuffle_buffer_size: How many rows are shuffled together, of several files.
         download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
         local_files_only: Whether to read only what is on this machine.
         config_name: The dataset's configuration, the Hub's "subset" (`"en"` of `"c4"`).
@@ -182,7 +182,7 @@ class HFStreamingSource(StreamingSourceBase):
 
     @property
     def random_order_buffer_depth(self) -> int:
-        """How many rows are shuffled together at least, as configured."""
+        """How many rows are shuffled together, as configured."""
         return self.config.shuffle_buffer_size
 
     @property

@@ -33,7 +33,7 @@ class StreamingSourceBase(PositionedStreams):
         shards: What is read: a number of shards that give Arrow tables.
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order, from 0 to 2**32 - 1; epoch `e` follows `(seed + e) % 2**32`.
-        shuffle_buffer_size: How many rows are shuffled together, at least.
+        shuffle_buffer_size: How many rows are shuffled together.
         on_bad_rows: `"raise"` for an image or a shard that cannot be read, or `"skip"` it.
         timeout: Seconds without a row after which reading is an error; None: no limit.
         revision: What the data was resolved to, such as a commit of the Hub.
