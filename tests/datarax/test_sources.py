@@ -1,11 +1,14 @@
 """Eager sources: batches, iteration, position and state."""
 
+import io
 import json
+import pickle
 
 import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from flax import nnx
 
@@ -36,6 +39,12 @@ def texts(shuffle=False, seed=3, n=N):
 
 def epoch_order(epoch, seed=3, n=N):
     return np.asarray(index_shuffle(np.arange(n), num_records=n, seed=seed + epoch)).tolist()
+
+
+def picture(size):
+    buffer = io.BytesIO()
+    PIL.Image.new("L", (size, size), size).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def ids(records):
@@ -317,6 +326,32 @@ def test_nothing_is_placed_until_it_is_touched_and_then_once():
     assert isinstance(source._columns["id"], np.ndarray)
     arrays = [s.data["id"] for s in (source, clone, copy)]
     assert all(array is arrays[0] for array in arrays)
+
+
+_FILES = [{"path": None, "bytes": picture(size)} for size in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("column", "feature"),
+    [
+        ([1, 2, 3], None),
+        (["a", "bb", None], None),
+        ([[1], [2, 3], []], None),
+        ([{"a": "x"}, None, {"a": "y"}], None),
+        (_FILES, datasets.Image()),
+        ([_FILES[:1], _FILES[1:2], []], datasets.List(datasets.Image())),
+    ],
+    ids=["numbers", "text", "ragged", "dicts", "images", "lists of images"],
+)
+def test_a_pickled_source_gives_the_same_batches(column, feature):
+    features = feature and datasets.Features({"x": feature})
+    dataset = datasets.Dataset.from_dict({"x": column}, features)
+    source = HFEagerSource.from_dataset(dataset, shuffle=True)
+    source.get_batch(2)
+    copy = pickle.loads(pickle.dumps(source))
+    for one, other in zip(source.get_batch(5)["x"], copy.get_batch(5)["x"], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert copy.get_state() == source.get_state()
 
 
 def test_collect_to_array_places_as_asked():
