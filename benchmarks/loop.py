@@ -21,7 +21,7 @@ from examples.mnist import CNN
 from trainers import Trainer, every
 
 ROUNDS = 15
-LENGTHS = (2**31 - 1, 1_000_000, 60_000, 10_000, 1_797, 256, 128, 10)
+LENGTHS = (2**31 - 1, 1_000_000, 60_000, 10_000, 1_797, 500, 256, 180, 150, 128, 10, 2)
 
 
 def mlp(source: EagerSourceBase) -> Turns:

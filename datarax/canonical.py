@@ -184,6 +184,31 @@ def expect_multiple(batch_size: int, shards: int) -> None:
         )
 
 
+def with_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
+    """Returns a source's state with the canonical shards of its order."""
+    if shards == 1 or "streams" in state["order"]:  # which a stream counts itself
+        return state
+    return state | {"order": state["order"] | {"shards": shards}}
+
+
+def without_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
+    """Returns the source's state that `with_shards` was given.
+
+    Raises:
+        ValueError: If it is of another number of shards.
+    """
+    if not isinstance(state, dict) or not isinstance(state.get("order"), dict):
+        return state  # the source says what is wrong with it
+    rest = {name: value for name, value in state["order"].items() if name != "shards"}
+    given = state["order"].get("shards", 1)
+    if "streams" not in rest and given != shards:
+        raise ValueError(
+            f"The state is of an order with shards={given}, this one has shards={shards}: write "
+            f"shards={given}, or begin anew with reset()."
+        )
+    return state | {"order": rest}
+
+
 def _key(seed, shard):
     """Returns 32 bits that differ for each epoch and shard."""
     seed = order.avalanche(jnp.asarray(seed).astype(jnp.uint32) ^ np.uint32(0x5BD1E995))

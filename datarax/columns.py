@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import datasets
@@ -186,7 +187,7 @@ def _images(column: Column, cache: bool, verify: bool) -> tuple["np.ndarray | Ho
     try:
         return load_images(column, cache)
     except Misfit as misfit:
-        host = host_column(column, image_objects(column), misfit)
+        host = host_column(column, partial(image_objects, column), misfit)
         return host, damaged_rows(column) if verify else {}
 
 

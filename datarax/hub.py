@@ -1,12 +1,12 @@
 """From a name to a `datasets` split: the Hub, its caches, packaged builders, local folders."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datarax import hubcache, hubclient
+from datarax import builders, hubcache, hubclient
 from datarax.errors import closest, listed
 
 if TYPE_CHECKING:
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 # `datasets` takes more than a second to import, so every function imports it when it needs it.
 
-_FILES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".txt": "text"}
-_FILES |= {".json": "json", ".jsonl": "json"}
 # Arguments of `load_dataset` that a configuration names itself, and as what.
 _FIELDS = {"path": "name", "name": "config_name", "split": "split", "data_dir": "data_dir"}
 _FIELDS |= {"streaming": "streaming", "local_files_only": "local_files_only"}
@@ -96,13 +94,13 @@ def load_split(
     commit = None
     with hubclient.explained(name), hubclient.bounded(timeout):
         if _is_local(name):
-            builder = _local_builder(name, options, local_files_only or _offline())
+            builder = builders.of_local(name, options, local_files_only or _offline())
         elif local_files_only or _offline():
             name = resolve_name(name, local_files_only=True)
-            builder, commit = _cached_builder(name, options, revision)
+            builder, commit = builders.of_cache(name, options, revision)
         else:
             name, commit = hubclient.resolve(name, revision, kwargs.get("token"))
-            builder = _builder(name, name, options | {"revision": commit})
+            builder = builders.of_path(name, name, options | {"revision": commit})
             if builder.hash != commit or builder.name == "cache":
                 # `datasets` hides that the Hub went away by reading whatever commit is cached.
                 raise ConnectionError(hubclient.unreachable(name))
@@ -201,90 +199,6 @@ def _checked(download_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
                 "and what the builder of the files takes (sep of csv, columns of parquet)."
             )
     return kwargs
-
-
-# Builders: one for local files, one for the caches, one for the Hub.
-
-
-def _local_builder(name: str, options: dict[str, Any], local_files_only: bool):
-    place = Path(name).expanduser()
-    if local_files_only and (remote := next(_urls(options.get("data_files")), None)):
-        raise ValueError(f"local_files_only=True, but data_files has {remote!r}.")
-    if place.is_file():
-        if place.suffix.lower() not in _FILES:
-            raise ValueError(f"{name!r}: expected a folder or a file of {listed(_FILES)}.")
-        return _builder(_FILES[place.suffix.lower()], name, options | {"data_files": str(place)})
-    if not place.exists() and not (options.get("data_files") or options["data_dir"]):
-        raise ValueError(
-            f"The builder {name!r} needs files: write download_kwargs={{'data_files': ...}}."
-        )
-    return _builder(str(place), name, options)
-
-
-def _urls(data_files: Any) -> Iterator[str]:
-    if isinstance(data_files, str) and "://" in data_files:
-        yield data_files
-    elif isinstance(data_files, Mapping):
-        yield from _urls(list(data_files.values()))
-    elif isinstance(data_files, list | tuple):
-        for part in data_files:
-            yield from _urls(part)
-
-
-def _cached_builder(name: str, options: dict[str, Any], revision: str | None):
-    from datasets.packaged_modules.cache.cache import Cache
-
-    commit = hubcache.commit_of(name, revision)
-    if revision and not commit:
-        raise FileNotFoundError(f"revision={revision!r}: {hubclient.not_cached(name)}")
-    folders = hubcache.prepared(name, options, commit)
-    config = options["name"] or ("default" if len(folders) != 1 else next(iter(folders)))
-    if config in folders:
-        folder = folders[config]
-        builder = Cache(
-            cache_dir=options.get("cache_dir"),
-            dataset_name=name.partition("/")[2],
-            repo_id=name,
-            config_name=folder.parts[-3],
-            version=folder.parent.name,
-            hash=folder.name,
-        )
-        return builder, folder.name
-    snapshot = hubcache.whole_snapshot(name, commit)
-    if snapshot:
-        return _builder(str(snapshot), name, options), snapshot.name
-    if folders:
-        raise ValueError(_which_config(name, options["name"], sorted(folders), "The cache has"))
-    raise FileNotFoundError(hubclient.not_cached(name))
-
-
-def _builder(path: str, name: str, options: dict[str, Any]):
-    """Makes the builder; an unknown configuration is an error that lists those there are."""
-    import datasets
-
-    try:
-        return datasets.load_dataset_builder(path, **options)
-    except (ValueError, TypeError) as error:
-        extra = options.keys() - inspect.signature(datasets.load_dataset_builder).parameters.keys()
-        for key in extra:
-            if repr(key) in str(error):
-                said = f"The files of {name!r} have a builder that takes no {key!r}: leave it out."
-                raise ValueError(said) from error
-        shared = ("data_dir", "data_files", "revision", "download_config")
-        given = {key: options[key] for key in shared if options.get(key) is not None}
-        if options.get("token") is not None:
-            given["download_config"] = datasets.DownloadConfig(token=options["token"])
-        known = datasets.get_dataset_config_names(path, **given)
-        config = options["name"]
-        if config not in known and (config is not None or len(known) > 1):
-            raise ValueError(_which_config(name, config, known)) from error
-        raise
-
-
-def _which_config(name: str, given: str | None, known: list[str], there: str = "There are") -> str:
-    said = f"has no configuration {given!r}." if given else "has several configurations."
-    near = closest(given or "", known) or f" Write config_name={known[0]!r}."
-    return f"{name!r} {said} {there} {listed(known)}.{near}"
 
 
 # Rows.

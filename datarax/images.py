@@ -1,7 +1,7 @@
 """Image columns: encoded files, in Arrow or on disk, become one array of pixels."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -190,8 +190,20 @@ def damaged(column: Column, row: int, found: str) -> ValueError:
     )
 
 
-def image_objects(column: Column) -> Callable[[pa.Array, Rows], np.ndarray]:
-    """Returns what decodes rows of a host column: to arrays of pixels of any size, and None."""
+def image_objects(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
+    """Decodes rows of a host column: to arrays of pixels of any size, and None.
+
+    Args:
+        column: The column.
+        block: The rows, encoded.
+        rows: How the user counts them.
+
+    Returns:
+        An object array of shape `(len(block),)`.
+
+    Raises:
+        ValueError: An image is damaged; it names column and row.
+    """
 
     def attempt(value: dict[str, Any] | None) -> np.ndarray | DamagedImage | None:
         try:
@@ -199,12 +211,9 @@ def image_objects(column: Column) -> Callable[[pa.Array, Rows], np.ndarray]:
         except DamagedImage as error:
             return error
 
-    def convert(block: pa.Array, rows: Rows) -> np.ndarray:
-        with ThreadPoolExecutor(min(cores(), len(block))) as pool:
-            found = list(pool.map(attempt, block.to_pylist()))
-        for row, item in enumerate(found):
-            if isinstance(item, DamagedImage):
-                raise damaged(replace(column, rows=rows), row, str(item)) from item
-        return object_array(found)
-
-    return convert
+    with ThreadPoolExecutor(min(cores(), len(block))) as pool:
+        found = list(pool.map(attempt, block.to_pylist()))
+    for row, item in enumerate(found):
+        if isinstance(item, DamagedImage):
+            raise damaged(replace(column, rows=rows), row, str(item)) from item
+    return object_array(found)

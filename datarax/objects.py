@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import datasets
@@ -76,19 +77,39 @@ def objects(column: Column) -> Convert:
         column: A column that is no array.
 
     Returns:
-        A function of `k` rows that returns an object array of shape `(k,)`.
+        A function of `k` rows that returns an object array of shape `(k,)`; it can be pickled.
     """
     type_ = column.values.type
     if _needs_decoding(column.feature):
-        return _decoder(column)
+        return partial(_decode, column)
     if not isinstance(type_, pa.BaseExtensionType) and (
         is_text(type_) or pa.types.is_binary(type_)
     ):
-        return lambda block, rows: block.to_numpy(zero_copy_only=False)
+        return _stored
     inner = _item_shape(column)
-    if inner is not None:
-        return lambda block, rows: ragged(block, inner)
-    return lambda block, rows: object_array(block.to_pylist())
+    return _python if inner is None else partial(_ragged, inner)
+
+
+def _stored(block: pa.Array, rows: Rows) -> np.ndarray:
+    return block.to_numpy(zero_copy_only=False)
+
+
+def _python(block: pa.Array, rows: Rows) -> np.ndarray:
+    return object_array(block.to_pylist())
+
+
+def _ragged(inner: tuple[int, ...], block: pa.Array, rows: Rows) -> np.ndarray:
+    return ragged(block, inner)
+
+
+def _decode(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
+    found = []
+    for row, value in enumerate(block.to_pylist()):
+        try:
+            found.append(_decoded(column.feature, value))
+        except DamagedImage as error:
+            raise damaged(replace(column, rows=rows), row, str(error)) from error
+    return object_array(found)
 
 
 def _item_shape(column: Column) -> tuple[int, ...] | None:
@@ -113,19 +134,6 @@ def _needs_decoding(feature: Any) -> bool:
     if isinstance(feature, (datasets.List, datasets.LargeList)):
         return _needs_decoding(feature.feature)
     return isinstance(feature, (datasets.Image, datasets.Json)) and feature.decode
-
-
-def _decoder(column: Column) -> Convert:
-    def convert(block: pa.Array, rows: Rows) -> np.ndarray:
-        found = []
-        for row, value in enumerate(block.to_pylist()):
-            try:
-                found.append(_decoded(column.feature, value))
-            except DamagedImage as error:
-                raise damaged(replace(column, rows=rows), row, str(error)) from error
-        return object_array(found)
-
-    return convert
 
 
 def _decoded(feature: Any, value: Any) -> Any:

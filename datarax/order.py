@@ -23,7 +23,7 @@ MAX_RECORDS = 2**31
 """Positions are `int32`, as everywhere in JAX without x64."""
 
 _STOPS = 512  # values that cut the walks of a very short permutation into pieces
-_FEW = 144  # records below which that pays
+_FEW = 128  # records below which that pays
 
 
 def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax.Array:
@@ -109,6 +109,8 @@ def _walk(value, keys, width, largest):
     # five times as often: whenever half of the positions are there, the others go on in less room.
     short = largest < 2**13
     few = value.size // 2 if short and value.size > 16 else 0
+    # Counting who is there costs a third of a turn, so the longer the walks, the rarer it is.
+    turns = max(1, 2**11 // (largest + 1))
     bound = np.asarray(largest, value.dtype)
     high, low = (np.asarray(word, word_type(width)) for word in divmod(largest, 1 << width))
 
@@ -122,11 +124,13 @@ def _walk(value, keys, width, largest):
             right = jnp.where(outside, right_after, right)
         return joined((left, right), width)
 
-    def go_on(value):
-        outside = value > bound
-        return jnp.sum(outside, dtype=jnp.int32) > few
+    def turns_of(value):
+        return lax.fori_loop(0, turns, lambda _, value: turn(value), value)
 
-    value = lax.while_loop(go_on, turn, value)
+    def go_on(value):
+        return jnp.sum(value > bound, dtype=jnp.int32) > few
+
+    value = lax.while_loop(go_on, turns_of if turns > 1 else turn, value)
     if not few:
         return value
     outside = value > bound
@@ -134,7 +138,7 @@ def _walk(value, keys, width, largest):
     place = jnp.full(few, value.size).at[slot].set(jnp.arange(value.size), mode="drop")
     rest = value.at[place].get(mode="fill", fill_value=0)
     keys = [key.at[place].get(mode="clip") if key.ndim else key for key in keys]
-    return value.at[place].set(_walk(rest, keys, width, largest), mode="drop")
+    return jnp.where(outside, _walk(rest, keys, width, largest)[slot], value)
 
 
 def _whole_order(keys, num_records):

@@ -1,6 +1,5 @@
 """A pipeline: a source, the stages its batches go through, and a batch size."""
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -9,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax import order
-from datarax.batch import gather, has_host, merged, parted, with_host_rows
-from datarax.canonical import Deal, expect_multiple, run_on
+from datarax import order, programs
+from datarax.batch import has_host, merged, parted, with_host_rows
+from datarax.canonical import Deal, expect_multiple
+from datarax.canonical import with_shards as with_shards
+from datarax.canonical import without_shards as without_shards
 from datarax.errors import expect_between, listed
 from datarax.graph import Graph, Stage
 from datarax.sources.base import EagerSourceBase
@@ -180,7 +181,7 @@ class Pipeline(nnx.Module):
             return self._of_block(block, int(block.valid.sum()))
         epoch, index = self._position()
         batch = self._batch(epoch, index)
-        self.source.move(*_advance(epoch, index, self.batch_size, self.source.length))
+        self.source.move(*programs.advance(epoch, index, self.batch_size, self.source.length))
         return batch
 
     def scan(
@@ -220,7 +221,7 @@ class Pipeline(nnx.Module):
         expect_between("length", length, 1, 2**31 - 1)
         definition, state = nnx.split((self.stages, tuple(modules)))
         epoch, index = self._position()
-        (state, epoch, index, carry), out = _scan(
+        (state, epoch, index, carry), out = programs.scan(
             (step_fn, length, init_carry is not None, self._static(), definition),
             (state, epoch, index, init_carry),
             (self.source.data, self.source.order_seed(), self.key.get_value()),
@@ -237,7 +238,9 @@ class Pipeline(nnx.Module):
     def _batch(self, epoch, index):
         definition, state = nnx.split(self.stages)
         data = (self.source.data, self.source.order_seed(), self.key.get_value())
-        batch, state, records = _step((*self._static(), definition), state, epoch, index, data)
+        batch, state, records = programs.step(
+            (*self._static(), definition), state, epoch, index, data
+        )
         nnx.update(self.stages, state)
         columns = self.source.data
         if not has_host(columns) or isinstance(records, jax.core.Tracer):
@@ -253,7 +256,7 @@ class Pipeline(nnx.Module):
         columns = jax.tree.map(lambda column: column[0], block.columns)
         arrays, host = parted(columns, self._host)
         definition, state = nnx.split(self.stages)
-        batch, state = _stage(
+        batch, state = programs.stage(
             definition, state, arrays, self.key.get_value(), np.uint32(block.epoch), block.places[0]
         )
         nnx.update(self.stages, state)
@@ -286,31 +289,6 @@ class Pipeline(nnx.Module):
         return order.steps_per_epoch(self.source.length, self.batch_size)
 
 
-def with_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
-    """Returns a source's state with the canonical shards of its order."""
-    if shards == 1 or "streams" in state["order"]:  # which a stream counts itself
-        return state
-    return state | {"order": state["order"] | {"shards": shards}}
-
-
-def without_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
-    """Returns the source's state that `with_shards` was given.
-
-    Raises:
-        ValueError: If it is of another number of shards.
-    """
-    if not isinstance(state, dict) or not isinstance(state.get("order"), dict):
-        return state  # the source says what is wrong with it
-    rest = {name: value for name, value in state["order"].items() if name != "shards"}
-    given = state["order"].get("shards", 1)
-    if "streams" not in rest and given != shards:
-        raise ValueError(
-            f"The state is of an order with shards={given}, this one has shards={shards}: write "
-            f"shards={given}, or begin anew with reset()."
-        )
-    return state | {"order": rest}
-
-
 def _split(source, shards):
     if not isinstance(source, StreamingSourceBase):
         raise ValueError(
@@ -320,65 +298,5 @@ def _split(source, shards):
     return source.split(shards)
 
 
-def _pair(result):
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(
-            f"step_fn returned a {type(result).__name__}: with init_carry it gets the carry and "
-            "returns two things, return carry, out."
-        )
-    return result
-
-
 def _first(size, batch):
     return jax.tree.map(lambda x: x[:size], batch)
-
-
-def _advance(epoch, index, size, length):
-    # The sum may pass 2**31 - 1 near the largest length; as uint32 it does not overflow.
-    index = index.astype(jnp.uint32) + np.uint32(size)
-    epoch = epoch + (index // np.uint32(length)).astype(jnp.int32)
-    return epoch, (index % np.uint32(length)).astype(jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _step(static, state, epoch, index, data):
-    size, length, shards, definition = static
-    columns, seed, key = data
-    records = run_on(epoch, index, size, num_records=length, seed=seed, shards=shards)
-    position = index.astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
-    epochs = epoch.astype(jnp.uint32) + position // np.uint32(length)
-    stages = nnx.merge(definition, state, copy=True)
-    batch = stages(gather(columns, records), key, epochs, position % np.uint32(length))
-    return batch, nnx.state(stages), records
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _stage(definition, state, batch, key, epoch, places):
-    stages = nnx.merge(definition, state, copy=True)
-    batch = stages(batch, key, jnp.full(len(places), epoch), places)
-    return batch, nnx.state(stages)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scan(static, start, data):
-    step_fn, length, carries, sizes, definition = static
-    size, num_records, _ = sizes
-
-    def body(carry, _):
-        state, epoch, index, user = carry
-        stages, modules = nnx.merge(definition, state, copy=True)
-        stages_definition, stages_state = nnx.split(stages)
-        batch, stages_state, _ = _step(
-            (*sizes, stages_definition), stages_state, epoch, index, data
-        )
-        nnx.update(stages, stages_state)
-        if carries:
-            user, out = _pair(step_fn(user, *modules, batch))
-        else:
-            out = step_fn(*modules, batch)
-        state = nnx.state((stages, modules))
-        return (state, *_advance(epoch, index, size, num_records), user), out
-
-    state, epoch, index, user = start
-    start = (state, epoch, index, user)
-    return jax.lax.scan(body, start, length=length)

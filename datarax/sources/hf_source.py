@@ -1,6 +1,7 @@
 """Hugging Face datasets as sources: the whole split as arrays on the device."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from logging import getLogger
 from typing import Any
@@ -87,17 +88,20 @@ _DATA_FIELDS = (
 class _Loaded:
     """A split's columns and what is known of where they came from.
 
-    Where several processes run, each may need other rows: then `read` loads some or all (None) when
-    they are asked for, and `columns` is None.
+    Where several processes run, each may need other rows: then `read(rows=...)` loads some or all
+    when they are asked for, and `columns` is None.
     """
 
     columns: Columns | None
-    read: Callable[[np.ndarray | None], Columns] | None
+    read: Callable[..., Columns] | None
     length: int
     features: datasets.Features
     fingerprint: str
     info: datasets.DatasetInfo
     revision: str | None
+
+    def all_columns(self) -> dict[str, Any]:
+        return self.read().data
 
 
 class _ChoosesStream(type(nnx.Module)):
@@ -158,7 +162,7 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
         columns = loaded.columns
         super().__init__(
             config,
-            (lambda: loaded.read(None).data) if columns is None else columns.data,
+            loaded.all_columns if columns is None else columns.data,
             length=loaded.length,
             shuffle=config.shuffle,
             seed=config.seed,
@@ -238,7 +242,7 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
         """Returns some rows as NumPy arrays, read from Arrow where not all are loaded yet."""
         if self._loaded.read is None or self._columns:
             return super().host_rows(rows)
-        return self._loaded.read(rows).data
+        return self._loaded.read(rows=rows).data
 
     def get_dataset_info(self) -> datasets.DatasetInfo:
         """Returns the dataset's `datasets.DatasetInfo`: description, features, licence."""
@@ -286,7 +290,7 @@ def _columns_of(dataset, config, revision) -> _Loaded:
     columns = None if waits else load_columns(dataset, **options)
     return _Loaded(
         columns=columns,
-        read=(lambda rows: load_columns(dataset, rows=rows, **options)) if waits else None,
+        read=functools.partial(load_columns, dataset, **options) if waits else None,
         length=len(dataset) if columns is None else columns.length,
         features=datasets.Features({name: dataset.features[name] for name in names}),
         fingerprint=fingerprint_dataset(dataset, names),

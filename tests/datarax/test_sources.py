@@ -1,45 +1,24 @@
-"""Eager sources: batches, iteration, position and state."""
+"""Eager sources: batches by position, host columns and copies."""
 
-import json
+import io
+import pickle
 
 import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from flax import nnx
 
-import datarax
-from datarax import (
-    EagerSourceBase,
-    HFEagerConfig,
-    HFEagerSource,
-    HFStreamingSource,
-    MemorySource,
-    MemorySourceConfig,
-    SourceConfigBase,
-    index_shuffle,
-)
-
-N = 10
+from datarax import HFEagerConfig, HFEagerSource
+from tests.support.sources import N, epoch_order, ids, memory, texts
 
 
-def memory(shuffle=False, seed=3, n=N):
-    data = {"id": np.arange(n), "nested": {"x": np.arange(n, dtype=np.float64) / 2}}
-    return MemorySource(MemorySourceConfig(shuffle=shuffle, seed=seed), data)
-
-
-def texts(shuffle=False, seed=3, n=N):
-    dataset = datasets.Dataset.from_dict({"id": range(n), "text": [f"row {i}" for i in range(n)]})
-    return HFEagerSource.from_dataset(dataset, shuffle=shuffle, seed=seed)
-
-
-def epoch_order(epoch, seed=3, n=N):
-    return np.asarray(index_shuffle(np.arange(n), num_records=n, seed=seed + epoch)).tolist()
-
-
-def ids(records):
-    return [int(record["id"]) for record in records]
+def picture(size):
+    buffer = io.BytesIO()
+    PIL.Image.new("L", (size, size), size).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 # --- get_batch_at ------------------------------------------------------------------------------
@@ -162,116 +141,6 @@ def test_text_is_no_part_of_the_pytree_and_of_the_spec_an_object():
     assert spec["id"] == jax.ShapeDtypeStruct((), jnp.int32)
 
 
-# --- get_batch and iteration ------------------------------------------------------------------
-
-
-def test_get_batch_runs_on_into_the_next_epochs():
-    source = memory(shuffle=True)
-    got = np.concatenate([source.get_batch(4)["id"] for _ in range(10)])
-    want = [i for epoch in range(4) for i in epoch_order(epoch)]
-    assert got.tolist() == want
-    assert (source.epoch.get_value(), source.index.get_value()) == (4, 0)
-
-
-def test_a_batch_may_be_longer_than_the_data():
-    batch = memory(shuffle=True).get_batch(25)
-    want = [i for epoch in range(3) for i in epoch_order(epoch)][:25]
-    assert batch["id"].tolist() == want
-
-
-def test_each_for_is_the_next_epoch():
-    source = memory(shuffle=True)
-    for epoch in range(3):
-        assert ids(source) == epoch_order(epoch)
-
-
-def test_after_a_break_a_for_begins_the_next_epoch():
-    source = memory(shuffle=True)
-    for _ in source:
-        break
-    assert ids(source) == epoch_order(1)
-
-
-def test_the_position_moves_with_the_loop():
-    source = memory()
-    for i, _ in enumerate(source):
-        position = (source.epoch.get_value(), source.index.get_value())
-        assert position == ((0, i + 1) if i < N - 1 else (1, 0))
-
-
-def test_iterating_a_long_source_visits_every_record_once():
-    source = memory(shuffle=True, n=1000)
-    assert sorted(ids(source)) == list(range(1000))
-
-
-# --- state -------------------------------------------------------------------------------------
-
-
-def test_a_state_is_small_and_goes_through_json():
-    state = memory(shuffle=True, n=5000).get_state()
-    assert len(json.dumps(state)) < 400
-    assert set(state) == {"version", "epoch", "index", "order", "fingerprint"}
-
-
-@pytest.mark.parametrize("cut", [0, 1, 7, 9, 10, 13, 20])
-def test_a_for_goes_on_where_the_state_says(cut):
-    source = memory(shuffle=True)
-    source.get_batch(cut) if cut else None
-    state = json.loads(json.dumps(source.get_state()))
-    other = memory(shuffle=True)
-    other.set_state(state)
-    assert ids(other) == epoch_order(cut // N)[cut % N :]
-    assert ids(other) == epoch_order(cut // N + 1)
-
-
-def test_a_state_brings_its_order_along():
-    source = memory(shuffle=True)
-    source.reset(seed=8)
-    source.get_batch(3)
-    other = memory(shuffle=False)
-    other.set_state(source.get_state())
-    np.testing.assert_array_equal(other.get_batch(5)["id"], source.get_batch(5)["id"])
-
-
-def test_the_state_of_other_data_is_refused_with_both_fingerprints():
-    source, other = memory(), memory(n=11)
-    with pytest.raises(ValueError, match=source.fingerprint) as error:
-        source.set_state(other.get_state())
-    assert other.fingerprint in str(error.value)
-
-
-@pytest.mark.parametrize("state", [None, 3, [("epoch", 0)]])
-def test_a_state_that_is_no_dict_is_refused(state):
-    with pytest.raises(TypeError, match="get_state"):
-        memory().set_state(state)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"version": 99}, {"epoch": -1}, {"index": 11}, {"index": "1"}, {"order": {}}, {"more": 1}],
-)
-def test_a_state_of_another_structure_is_refused(change):
-    source = memory()
-    with pytest.raises(ValueError, match="state"):
-        source.set_state({**source.get_state(), **change})
-
-
-def test_reset_goes_back_and_reseeds():
-    source = memory(shuffle=True)
-    source.get_batch(13)
-    source.reset()
-    assert ids(source) == epoch_order(0)
-    source.reset(seed=5)
-    assert ids(source) == epoch_order(0, seed=5)
-
-
-def test_random_order_can_be_turned_off():
-    source = memory(shuffle=True)
-    source.set_random_order(False)
-    assert not source.is_random_order
-    assert ids(source) == list(range(N))
-
-
 # --- copies --------------------------------------------------------------------------------------
 
 
@@ -319,135 +188,34 @@ def test_nothing_is_placed_until_it_is_touched_and_then_once():
     assert all(array is arrays[0] for array in arrays)
 
 
+_FILES = [{"path": None, "bytes": picture(size)} for size in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("column", "feature"),
+    [
+        ([1, 2, 3], None),
+        (["a", "bb", None], None),
+        ([[1], [2, 3], []], None),
+        ([{"a": "x"}, None, {"a": "y"}], None),
+        (_FILES, datasets.Image()),
+        ([_FILES[:1], _FILES[1:2], []], datasets.List(datasets.Image())),
+    ],
+    ids=["numbers", "text", "ragged", "dicts", "images", "lists of images"],
+)
+def test_a_pickled_source_gives_the_same_batches(column, feature):
+    features = feature and datasets.Features({"x": feature})
+    dataset = datasets.Dataset.from_dict({"x": column}, features)
+    source = HFEagerSource.from_dataset(dataset, shuffle=True)
+    source.get_batch(2)
+    copy = pickle.loads(pickle.dumps(source))
+    for one, other in zip(source.get_batch(5)["x"], copy.get_batch(5)["x"], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert copy.get_state() == source.get_state()
+
+
 def test_collect_to_array_places_as_asked():
     device = jax.devices()[0]
     arrays = texts().collect_to_array(jax.sharding.SingleDeviceSharding(device))
     assert set(arrays) == {"id"}
     assert arrays["id"].devices() == {device}
-
-
-# --- construction ----------------------------------------------------------------------------
-
-
-def test_a_local_folder_loads_with_its_names(tmp_path):
-    datasets.Dataset.from_dict({"x": range(5)}).to_parquet(tmp_path / "train.parquet")
-    source = HFEagerSource(HFEagerConfig(name=str(tmp_path), split="train"))
-    assert len(source) == source.length == 5
-    assert source.name == f"HFEagerSource({tmp_path}:train)"
-    assert (source.dataset_name, source.split_name) == (str(tmp_path), "train")
-    assert source.get_dataset_info().features == source.features
-
-
-def test_rngs_are_kept_and_decide_nothing():
-    dataset = datasets.Dataset.from_dict({"id": range(N)})
-    rngs = nnx.Rngs(7)
-    source = HFEagerSource.from_dataset(dataset, shuffle=True, seed=3, rngs=rngs)
-    assert source.rngs is rngs
-    assert ids(source) == epoch_order(0)
-
-
-def test_users_may_write_sources_of_their_own():
-    class Squares(EagerSourceBase):
-        def __init__(self, n):
-            super().__init__(SourceConfigBase(), {"y": np.arange(n) ** 2})
-
-    assert Squares(4).get_batch(4)["y"].tolist() == [0, 1, 4, 9]
-    with pytest.raises(NotImplementedError):
-        Squares(4).process({})
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"split": "train"}, "name="),
-        ({"name": "mnist"}, "split="),
-        ({"name": "a", "split": "b", "include_keys": {"x"}, "exclude_keys": {"y"}}, "exclude each"),
-        ({"name": "a", "split": "b", "include_keys": "label"}, "include_keys={'label'}"),
-        ({"name": "a", "split": "b", "exclude_keys": "label"}, "exclude_keys={'label'}"),
-        ({"name": "a", "split": "b", "seed": -1}, "seed=-1"),
-        ({"name": "a", "split": "b", "seed": 2**32}, "seed=4294967296"),
-        ({"name": "a", "split": "b", "on_bad_rows": "drop"}, "on_bad_rows"),
-        ({"name": "a", "split": "b", "stochastic": True}, "stream_name"),
-    ],
-)
-def test_a_configuration_that_cannot_be_is_refused(fields, words):
-    with pytest.raises(ValueError, match=words):
-        HFEagerConfig(**fields)
-
-
-def test_configurations_are_frozen_and_hashable():
-    config = HFEagerConfig(name="a", split="b", include_keys={"x"}, download_kwargs={"token": "t"})
-    assert hash(config) == hash(config)
-    with pytest.raises(AttributeError):
-        config.seed = 1
-
-
-@pytest.mark.parametrize(
-    ("data", "error", "words"),
-    [
-        ({}, ValueError, "no records"),
-        ({"x": []}, ValueError, "no records"),
-        ({"x": [1, 2], "y": [1]}, ValueError, "differ in length"),
-        ({"x": 3}, ValueError, "shape"),
-        ({"x": [2**40]}, ValueError, r"'x'.*int32"),
-        ([1, 2], TypeError, "dict of arrays"),
-        ({3: [1, 2]}, TypeError, "expected a string, '3'"),
-        ({"k": jax.random.split(jax.random.key(0), 3)}, TypeError, "'k'.*key_data"),
-    ],
-)
-def test_memory_that_cannot_be_is_refused(data, error, words):
-    with pytest.raises(error, match=words):
-        MemorySource(MemorySourceConfig(), data)
-
-
-def test_memory_keeps_narrow_floats_and_ragged_rows():
-    for array in (np.ones(3, jnp.bfloat16), jnp.ones(3, jnp.bfloat16), np.ones(3, np.float16)):
-        source = MemorySource(MemorySourceConfig(), {"x": array})
-        assert source.get_batch(2)["x"].dtype == array.dtype
-    source = MemorySource(MemorySourceConfig(), {"x": [[1], [2, 3]], "id": [0, 1]})
-    assert [row.tolist() for row in source.get_batch(2)["x"]] == [[1], [2, 3]]
-    assert source.element_spec()["x"].dtype == object
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: HFEagerSource(MemorySourceConfig()), r"HFEagerSource\(HFEagerConfig\("),
-        (lambda: HFEagerSource({"name": "mnist"}), r"HFEagerSource\(HFEagerConfig\("),
-        (
-            lambda: HFStreamingSource(HFEagerConfig(name="a", split="b")),
-            r"HFStreamingSource\(HFStreamingConfig\(",
-        ),
-        (lambda: MemorySource({"shuffle": True}, {"x": [1]}), "expected a MemorySourceConfig"),
-    ],
-)
-def test_another_configuration_is_refused(make, words):
-    with pytest.raises(TypeError, match=words):
-        make()
-
-
-def test_a_dataset_dict_wants_a_split():
-    data = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"x": [1]})})
-    with pytest.raises(TypeError, match="pick a split"):
-        HFEagerSource.from_dataset(data)
-
-
-def test_an_empty_split_is_said():
-    with pytest.raises(ValueError, match="empty"):
-        HFEagerSource.from_dataset(datasets.Dataset.from_dict({"x": []}))
-
-
-def test_an_unknown_column_is_said_with_those_there_are():
-    dataset = datasets.Dataset.from_dict({"label": [1], "text": ["a"]})
-    with pytest.raises(ValueError, match="labels") as error:
-        HFEagerSource.from_dataset(dataset, include_keys={"labels"})
-    assert "'label'" in str(error.value)
-    assert "'text'" in str(error.value)
-    assert set(HFEagerSource.from_dataset(dataset, exclude_keys={"no"}).data) == {"label", "text"}
-
-
-def test_the_public_names_are_where_the_page_has_them():
-    from datarax.sources import hf_source
-
-    assert hf_source.logger.name == "datarax.sources.hf_source"
-    assert datarax.sources.HFEagerSource is hf_source.HFEagerSource is datarax.HFEagerSource
