@@ -194,7 +194,7 @@ def test_the_columns_lie_dealt_and_a_short_shard_is_filled_up():
 
 @pytest.mark.parametrize(
     ("shards", "batch_size", "n", "shuffle"),
-    [(1, 3, 7, True), (2, 2, 48, True), (6, 24, 50, True), (6, 6, 6, True), (4, 8, 50, False)],
+    [(1, 3, 7, True), (6, 24, 50, True), (6, 6, 6, True), (4, 8, 50, False)],
 )
 def test_each_epoch_of_a_pipeline_holds_each_record_once(shards, batch_size, n, shuffle):
     batches = pipeline(shards, batch_size, n=n, shuffle=shuffle)
@@ -265,7 +265,7 @@ def test_the_remainder_can_be_left_out():
 # --- its state ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cut", range(8))
+@pytest.mark.parametrize("cut", [0, 3, 7])
 def test_a_for_goes_on_where_the_state_says(cut):
     whole = pipeline()
     expected = ids(whole) + ids(whole)

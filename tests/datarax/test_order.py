@@ -66,10 +66,10 @@ def test_a_permutation_of_any_length(num_records):
 @pytest.mark.parametrize(
     ("size", "lengths"),
     [
-        (1, (2, 17, 100)),
-        (5, (3, 10, 129)),
-        (128, (2, 10, 127, 128, 129, 200)),
-        (1024, (100, 128, 129, 500)),
+        (1, (2, 100)),
+        (5, (3, 129)),
+        (128, (10, 128, 129)),
+        (1024, (128, 500)),
     ],
 )
 def test_few_records_have_the_same_order_however_it_is_found(size, lengths):

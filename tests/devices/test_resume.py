@@ -45,7 +45,7 @@ def seen(model):
     ("shards", "sharding", "devices"),
     [
         (8, "fsdp", [8, 1, 4]),
-        (1, "replicate", [2, 8]),
+        pytest.param(1, "replicate", [2, 8], marks=pytest.mark.slow),
         pytest.param(8, "replicate", [8, 2, 4, 1], marks=pytest.mark.slow),
         pytest.param(8, "fsdp", [2, 8, 1, 4], marks=pytest.mark.slow),
     ],
@@ -68,7 +68,7 @@ def test_a_run_goes_on_with_the_same_records_on_other_devices(tmp_path, shards, 
     assert_same(found, jax.tree.map(np.asarray, result.model))
 
 
-@pytest.mark.parametrize("sharding", ["replicate", "fsdp"])
+@pytest.mark.parametrize("sharding", [pytest.param("replicate", marks=pytest.mark.slow), "fsdp"])
 def test_resuming_on_the_same_devices_is_exact(tmp_path, sharding):
     expected = diary(8, sharding=sharding).fit()
     diary(8, tmp_path, sharding=sharding, callbacks=[at(7)]).fit()
@@ -78,6 +78,7 @@ def test_resuming_on_the_same_devices_is_exact(tmp_path, sharding):
     assert_same(result.ema, expected.ema)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_of_many_devices_is_set_aside(tmp_path, caplog):
     expected = diary(8, sharding="fsdp").fit()
     diary(8, tmp_path, sharding="fsdp", callbacks=[at(12)]).fit()
@@ -88,6 +89,7 @@ def test_a_damaged_checkpoint_of_many_devices_is_set_aside(tmp_path, caplog):
     np.testing.assert_array_equal(seen(result.model), seen(expected.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(8, 4), (1, 8)])
 def test_another_number_of_shards_is_other_data(tmp_path, before, after):
     diary(2, tmp_path, shards=before, steps=6).fit()
@@ -126,7 +128,7 @@ def _spoilt(kind):
 @pytest.mark.parametrize(
     ("kind", "shards", "sharding"),
     [
-        ("loss", 8, "replicate"),
+        pytest.param("loss", 8, "replicate", marks=pytest.mark.slow),
         ("gradient", 8, "fsdp"),
         pytest.param("loss", 1, "replicate", marks=pytest.mark.slow),
         pytest.param("gradient", 8, "replicate", marks=pytest.mark.slow),

@@ -109,7 +109,7 @@ def test_a_device_holds_its_share_of_parameters_and_optimizer(caplog):
     ("where", "arguments"),
     [
         ([(8,), ("batch",)], {"data_axis": "batch", "accumulate": 2, "shards": 8, "ema": 0.9}),
-        ([(2, 4), ("data", "fsdp")], {"shards": 8}),
+        pytest.param([(2, 4), ("data", "fsdp")], {"shards": 8}, marks=SLOW),
         pytest.param([(2, 4), ("data", "fsdp")], {"data_axis": ("data", "fsdp")}, marks=SLOW),
         pytest.param([(8,), ("data",)], {}, marks=SLOW),
         ([(2, 2, 2), ("replica", "rows", "tensor")], {"data_axis": ("replica", "rows")}),
@@ -278,7 +278,9 @@ def test_an_annotated_model_may_be_built_and_trained_within_its_mesh():
 # --- meshes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("types", "shards"), [("Auto", 1), ("Explicit", 8)])
+@pytest.mark.parametrize(
+    ("types", "shards"), [pytest.param("Auto", 1, marks=SLOW), ("Explicit", 8)]
+)
 def test_a_mesh_of_make_mesh_will_do(replicated, types, shards):
     kind = getattr(jax.sharding.AxisType, types)
     where = jax.make_mesh((8,), ("data",), axis_types=(kind,))
@@ -286,7 +288,9 @@ def test_a_mesh_of_make_mesh_will_do(replicated, types, shards):
     np.testing.assert_allclose(losses(result), replicated[shards], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("shards", "sharding"), [(1, "fsdp"), (8, "replicate")])
+@pytest.mark.parametrize(
+    ("shards", "sharding"), [pytest.param(1, "fsdp", marks=SLOW), (8, "replicate")]
+)
 def test_any_devices_in_any_order_will_do(replicated, shards, sharding):
     where = Mesh(np.array(jax.devices()[:3:-1]), ("data",))  # the last four, the last first
     source = memory(points(101), shuffle=True)

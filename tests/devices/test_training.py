@@ -51,7 +51,9 @@ def test_without_a_mesh_all_devices_work():
     assert_same(found.model, expected.model)
 
 
-@pytest.mark.parametrize(("accumulate", "shards"), [(2, 8), (4, 1)])
+@pytest.mark.parametrize(
+    ("accumulate", "shards"), [(2, 8), pytest.param(4, 1, marks=pytest.mark.slow)]
+)
 def test_slices_on_many_devices_make_the_gradient_of_one_big_batch(accumulate, shards):
     arguments = {"batch_size": 32, "optimizer": optax.sgd(0.1), "shards": shards}
     expected = trainer(MLP(), 1, **arguments).fit()
@@ -87,7 +89,14 @@ def _without_id(batch):
     return {"x": batch["x"], "label": batch["label"]}
 
 
-@pytest.mark.parametrize(("n", "shards"), [(5, 8), (32, 8), (37, 1)])
+@pytest.mark.parametrize(
+    ("n", "shards"),
+    [
+        (5, 8),
+        pytest.param(32, 8, marks=pytest.mark.slow),
+        pytest.param(37, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_evaluate_and_predict_see_all_rows_once_and_in_stored_order(n, shards):
     """With 5 rows there are fewer than shards: these are not dealt."""
     source = memory(points(n, seed=1), shuffle=True)
@@ -110,6 +119,7 @@ def test_evaluate_and_predict_see_all_rows_once_and_in_stored_order(n, shards):
     assert exact == {"it/loss": pytest.approx(points(n, seed=1)["label"].mean(), rel=1e-6)}
 
 
+@pytest.mark.slow
 def test_evaluation_pipelines_may_have_other_shards_than_the_run():
     data = points(37, seed=1)
     expected = trainer(Normed(), 1).evaluate(memory(data))
@@ -149,6 +159,7 @@ def test_evaluations_in_a_run_and_the_average_follow_the_single_device_s():
     )
 
 
+@pytest.mark.slow
 def test_an_extent_of_labels_is_known_though_each_device_has_its_own():
     one = trainer(MLP(4, 3), 8, labelled(50), loss=None, shards=8)
     assert one.fit().status == "finished"

@@ -53,7 +53,9 @@ def batch_of(trainer, record=BAD):
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-@pytest.mark.parametrize(("model", "accumulate"), [(MLP, 1), (MLP, 2), (CNN, 2)])
+@pytest.mark.parametrize(
+    ("model", "accumulate"), [(MLP, 1), pytest.param(MLP, 2, marks=pytest.mark.slow), (CNN, 2)]
+)
 def test_one_bad_record_is_found_and_the_state_before_it_kept(caplog, kind, model, accumulate):
     source, column = data(model), "x" if model is MLP else "image"
     arguments = {"loss": spoilt(kind, column), "accumulate": accumulate}

@@ -362,6 +362,7 @@ def _assert_said(expected, error, **how):
     assert not errors
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_find_each_other_say_so():
     here, there = (f"localhost:{free_port()}" for _ in range(2))
     waits, asks = _begun(_call(here, 2, 0, timeout=2)), _begun(_call(there, 2, 1, timeout=2))

@@ -40,7 +40,7 @@ def _assert_whole(result, workdir, whole):
 def test_killed_processes_end_as_an_undisturbed_one():
     """The short form of the benchmark: SIGKILL and SIGTERM at random moments."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kill", "--kills", "3", "--steps", "24"],
+        [sys.executable, "-m", "benchmarks.kill", "--kills", "2", "--steps", "16"],
         capture_output=True,
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -49,7 +49,7 @@ def test_killed_processes_end_as_an_undisturbed_one():
     assert ": 0 differences" in done.stdout
 
 
-@pytest.mark.parametrize("steps", [[1], [4], [7, 8, 9], [3, 5, 19]])
+@pytest.mark.parametrize("steps", [[1], [7, 8, 9], [3, 5, 19]])
 def test_sigterm_at_any_step_any_number_of_times(tmp_path, whole, steps):
     for step in steps:
         result = trainer(tmp_path, callbacks=[at(step)]).fit()
