@@ -1,10 +1,7 @@
 """Batches of a stream by step number: read ahead in blocks while the loop runs through the last."""
 
-import time
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +13,11 @@ from datarax.batch import parted
 from datarax.sources.streaming import merge_states
 from trainers import agreement
 from trainers.batches import Batches, formed_spec
+from trainers.blocks import Block, Blocks
 from trainers.layout import Layout
 
 _BYTES = 32 << 20  # of a block at most
 _BATCHES = 32  # in a block at most
-_SECONDS = 0.05  # that reading a block may take where the loop waits for it
-_LONGER = 0.3  # where the loop does not wait: the fewer blocks, the less time between them
-_AHEAD = 2  # blocks that are ready or being read: with one, reader and loop would wait in turn
 
 
 class StreamBatches:
@@ -170,24 +165,8 @@ class StreamBatches:
         return np.asarray(self._layout.replicate(array))
 
 
-class _Block(NamedTuple):
-    data: Any
-    size: int  # batches that were asked for
-    filled: int  # of them that have a record
-    positions: list[Any]  # of the source, before each batch and after the last
-    counts: np.ndarray  # records of each batch, of shape `(capacity,)`
-    epoch: int
-    begins: bool  # whether the epoch does
-    seconds: float  # that a batch took to read
-
-
 class StreamFeed:
-    """Reads a stream for a run, on a thread, a few blocks ahead of the loop.
-
-    How many batches a block holds depends on the time they take to read and on whether the loop
-    waits for them; the batches do not. Processes that read shares of the streams hand over the same
-    batches at the same time: they agree on how many to read, and on where an epoch ends, which is
-    where none has a record left. Streams that end sooner give records that do not count.
+    """Gives a run its data: blocks of a stream, read ahead of the loop.
 
     Args:
         batches: The batches.
@@ -204,11 +183,9 @@ class StreamFeed:
         if state is not None:
             self._source.set_state(state)
         self.epoch, self._index = (0, 0) if state is None else (state["epoch"], state["index"])
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainers-read")
-        self._ahead: deque[Future[_Block]] = deque()
-        self._size = 1
-        self._read_ahead()
-        self._block: _Block | None = None
+        size = batches.batch_size // batches.readers
+        self._blocks = Blocks(self._source, size, batches.capacity, batches.readers, batches.place)
+        self._block: Block | None = None
         self._start = t  # the step of the block's first batch
 
     def block(self, t: int) -> tuple[Any, int]:
@@ -240,75 +217,19 @@ class StreamFeed:
 
     def close(self) -> None:
         """Ends the reading."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._blocks.close()
         self._source.close()
 
-    def _reach(self, t: int) -> _Block:
+    def _reach(self, t: int) -> Block:
         while self._block is None or t >= self._start + self._block.filled:
-            self._hand_over()
+            block = self._blocks.take()
+            if self._block is not None:
+                self._start += self._block.filled
+                self._index += int(self._block.counts.sum())
+            if block.epoch != self.epoch:
+                self.epoch, self._index = block.epoch, 0
+            self._block = block
         return self._block
-
-    def _hand_over(self) -> None:
-        """Takes the next block; all processes do so at the same step."""
-        reading, capacity = self._ahead[0], self._batches.capacity
-        waits, failed, own = (
-            not reading.done(),
-            reading.exception() is not None,
-            [0] * (2 + capacity),
-        )
-        if not failed:
-            block = reading.result()
-            wanted = int((_SECONDS if waits else _LONGER) / max(block.seconds, 1e-6))
-            wanted = max(1, min(wanted, 4 * self._size, capacity))
-            own = [wanted, block.filled, *block.counts]
-        found = agreement.gathered([failed, *own])
-        if found[:, 0].any():
-            agreement.together(reading.result)  # it is raised again where it is asked again
-        self._ahead.popleft()
-        self._size = int(found[:, 1].min())
-        ends = False
-        if self._batches.readers > 1:
-            counts = found[:, 3:].sum(axis=0)
-            block = block._replace(filled=int(found[:, 2].max()), counts=counts)
-            ends = block.filled < block.size
-        if block.begins and not block.filled:
-            raise ValueError("The stream has no record that can be read.")
-        if ends:  # what was read after it is nothing
-            while self._ahead:
-                self._ahead.pop().cancel()
-        self._read_ahead(begins=ends)
-        if not block.filled:
-            return
-        if self._block is not None:
-            self._start += self._block.filled
-            self._index += int(self._block.counts.sum())
-        if block.epoch != self.epoch:
-            self.epoch, self._index = block.epoch, 0
-        self._block = block
-
-    def _read_ahead(self, begins: bool = False) -> None:
-        while len(self._ahead) < _AHEAD:
-            self._ahead.append(self._pool.submit(self._read, self._size, begins))
-            begins = False
-
-    def _read(self, size: int, begins: bool) -> _Block:
-        """Reads and places the next block; runs on the thread."""
-        begun, batches = time.perf_counter(), self._batches
-        rows = batches.batch_size // batches.readers
-        if begins:
-            self._source.next_epoch()
-        block = self._source.read_batches(size, rows)
-        if not block.filled and batches.readers == 1:  # the epoch is over for all
-            begins = True
-            self._source.next_epoch()
-            block = self._source.read_batches(size, rows)
-        seconds = (time.perf_counter() - begun) / max(1, block.filled)
-        data = batches.place(block.columns, block.valid, block.places)
-        counts = np.zeros(batches.capacity, np.int32)
-        counts[:size] = block.valid.sum(axis=1)
-        return _Block(
-            data, size, block.filled, block.positions, counts, block.epoch, begins, seconds
-        )
 
 
 def as_batches(
