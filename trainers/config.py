@@ -11,8 +11,8 @@ from flax import nnx
 from datarax import Pipeline
 from trainers.callbacks import every
 from trainers.checksum import checksums
+from trainers.keys import without_keys
 from trainers.plan import Plan
-from trainers.store import without_keys
 
 _PACKAGES = "jax", "flax", "optax", "datasets"
 

@@ -17,12 +17,13 @@ from trainers.batches import Feed
 from trainers.checksum import checksums, dotted, kind
 from trainers.clock import Clock
 from trainers.config import configuration
+from trainers.keys import without_keys
 from trainers.lock import locked
 from trainers.plan import Plan
 from trainers.report import Report
 from trainers.run import Run
 from trainers.state import State, strong
-from trainers.store import Store, without_keys
+from trainers.store import Store
 from trainers.streams import StreamFeed
 from trainers.weights import BEST, CHECKPOINTS
 from trainers.writers import JsonLines, Writers

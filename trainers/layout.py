@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from datarax.errors import listed
+from trainers.keys import as_words
 from trainers.placement import FSDP, Placement, Rule, placed
 
 
@@ -174,14 +174,8 @@ class Layout:
         leaves = jax.tree.leaves(tree)
         if self.mesh is None or not all(x.is_fully_replicated for x in leaves):
             return tree
-        return jax.tree.map(_first_copy, tree)
-
-
-def _first_copy(array: jax.Array) -> jax.Array:
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        words = _first_copy(jax.random.key_data(array))
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(array))
-    return array.addressable_data(0)
+        first = lambda array: array.addressable_data(0)  # noqa: E731
+        return jax.tree.map(lambda array: as_words(first, array), tree)
 
 
 def _some(numbers: list[int]) -> str:

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from datarax.errors import listed
+from trainers.keys import as_words, is_key
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,8 @@ def placed(array: Any, sharding: NamedSharding) -> jax.Array:
 
     One that is spread over processes already is moved by them together.
     """
-    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        words = placed(jax.random.key_data(array), sharding)
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(array))
+    if isinstance(array, jax.Array) and is_key(array):
+        return as_words(placed, array, sharding)
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return jax.device_put(array, sharding, may_alias=False)
     host = np.asarray(array)

@@ -3,9 +3,9 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from trainers.keys import is_key
 from trainers.state import strong
 
 
@@ -30,7 +30,7 @@ class Snapshot:
 class _Leaf:
     def __init__(self, array: jax.Array):
         self._key = None
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if is_key(array):
             self._key, array = jax.random.key_impl(array), jax.random.key_data(array)
         self._shape, self._sharding = array.shape, array.sharding
         self._copies = {}  # one of what several devices hold

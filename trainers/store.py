@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -20,6 +19,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from trainers import agreement
 from trainers.checksum import checksums
+from trainers.keys import with_keys, without_keys
 
 logger = logging.getLogger(__name__)
 
@@ -297,26 +297,6 @@ def _reason(error: Exception) -> str:
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _is_key(array) -> bool:
-    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-
-
-def without_keys(tree: Any) -> Any:
-    """Returns `tree` with PRNG keys as the words they are made of."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
-
-
-def with_keys(tree: Any, like: Any) -> Any:
-    """Returns `tree` with PRNG keys where `like` has them; where that is None, as it is."""
-    if like is None:
-        return tree
-
-    def wrap(x, y):
-        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(y)) if _is_key(y) else x
-
-    return jax.tree.map(wrap, tree, like)
 
 
 def _abstract(tree):

@@ -14,7 +14,8 @@ from jax.experimental import multihost_utils
 from datarax.errors import listed
 from trainers import agreement
 from trainers.checksum import dotted
-from trainers.store import DamagedError, Store, with_keys, without_keys
+from trainers.keys import with_keys, without_keys
+from trainers.store import DamagedError, Store
 
 logger = logging.getLogger(__name__)
 
