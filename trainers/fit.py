@@ -10,7 +10,6 @@ import jax
 from flax import nnx
 
 from trainers import agreement, divergence, memory, program
-from trainers.callbacks import every
 from trainers.clock import Clock
 from trainers.config import decisions
 from trainers.initial import initial_state
@@ -23,6 +22,7 @@ from trainers.profile import Profile
 from trainers.progress import Progress
 from trainers.result import Status
 from trainers.run import Run
+from trainers.schedule import Schedule
 from trainers.signals import Signals
 from trainers.state import Window, strong
 from trainers.watch import Watch
@@ -47,6 +47,7 @@ class Fit:
         self.plan = plan
         self.state = initial_state(plan)
         self.run = Run(plan.steps, self._model)
+        self._schedule = Schedule(plan)
         self._keeper = Keeper(plan)
         self._signals = Signals()
         self.clock = Clock()
@@ -102,6 +103,7 @@ class Fit:
     def _train(self, loop: Loop) -> Status:
         """The loop. The order of its parts is important."""
         plan, run, signals, pace = self.plan, self.run, self._signals, Pace()
+        schedule = self._schedule
         with self.clock.spent("compiling"):
             watch = Watch(plan, self._feed, self.state, run)
         ahead = False  # whether the last chunk runs still, and nothing but its log is due
@@ -129,14 +131,14 @@ class Fit:
                 return "stopped"
             # 3. Save after that and before the data moves on, so that the model, the data and the
             #    history never disagree by one.
-            if late or self._keeper.is_due(run.step):
+            if late or schedule.saves(run.step):
                 with self.clock.spent("saving"):
                     self._keeper.save(run, self.state)
             # 4. A chunk of steps: up to the next thing that is due, or about two seconds.
             self._profile.begin(run.step)
             with self.clock.spent("loading"):
                 data, served = self._feed.block(run.step)
-            stop = min(self._next_due(), run.step + steps, served)
+            stop = min(schedule.next(run.step), run.step + steps, served)
             if signals.platform_preempts(run.step, stop):
                 continue
             if not ahead:
@@ -147,15 +149,15 @@ class Fit:
             # 5. Where nothing but a log is due after a chunk, it is done once the next is sent off,
             #    so that the devices do not wait for it. Both are within two seconds then.
             finite = not ahead or self._log(window, pace)
-            ahead = finite and not keep and 2 * (stop - run.step) <= steps and self._only_logs(stop)
+            quick = 2 * (stop - run.step) <= steps and jax.process_count() == 1
+            ahead = finite and quick and not keep and schedule.only_logs(stop)
             run.step, run.epoch = stop, self._feed.epoch_at(stop)
             if ahead:
                 continue
             self._reached(pace, self.state.window)
             self._profile.end(stop)
             # 6. Nothing is logged, evaluated or saved of a state that is not finite.
-            used = self._is_used(stop) or self._keeper.is_due(stop)
-            if not self._is_finite(watch, thoroughly=used, keep=bool(keep)):
+            if not self._is_finite(watch, thoroughly=schedule.uses(stop), keep=bool(keep)):
                 return "diverged"
 
     def _reached(self, pace: Pace, window: Window) -> None:
@@ -191,12 +193,8 @@ class Fit:
 
     def _report(self) -> bool:
         """Logs, evaluates and asks the callbacks; returns whether one stops the run."""
-        plan, run = self.plan, self.run
-        last = run.step >= plan.steps  # always logged and evaluated
-        log, evaluate = (
-            last or _due(run.step, plan.log_every),
-            last or _due(run.step, plan.eval_every),
-        )
+        run = self.run
+        log, evaluate = self._schedule.logs(run.step), self._schedule.evaluates(run.step)
         row = self._measured(log, evaluate)
         if row is None:
             return False
@@ -260,11 +258,7 @@ class Fit:
 
     def _ask(self, logged: bool) -> bool:
         """Calls the callbacks that are due and returns whether one stops the run."""
-        due = [
-            callback
-            for callback in self.plan.callbacks
-            if (_due(self.run.step, callback.steps) if isinstance(callback, every) else logged)
-        ]
+        due = self._schedule.calls(self.run.step, logged)
         if not due:
             return False
 
@@ -279,29 +273,6 @@ class Fit:
         self.run.history[-1:] = told[0][1]
         return any(one for one, _ in told)
 
-    def _only_logs(self, step: int) -> bool:
-        """Returns whether a log is due after a step and nothing else, not even an agreement."""
-        other = self._is_used(step) or self._keeper.is_due(step) or step in self._profile.bounds()
-        return jax.process_count() == 1 and not other and _due(step, self.plan.log_every)
-
-    def _is_used(self, step: int) -> bool:
-        """Returns whether an evaluation, a callback or a save looks at the parameters of a step."""
-        plan = self.plan
-        cadences = [plan.eval_every] if plan.evaluators else []
-        cadences += [c.steps if isinstance(c, every) else plan.log_every for c in plan.callbacks]
-        best = plan.checkpoint.best  # a log may make this step the best one, which is saved
-        cadences += [plan.log_every] if best is not None and best[0].startswith("train/") else []
-        return step >= plan.steps or any(_due(step, n) for n in cadences)
-
-    def _next_due(self) -> int:
-        plan, step = self.plan, self.run.step
-        cadences = [plan.log_every]
-        cadences += [plan.eval_every] if plan.evaluators else []
-        cadences += [callback.steps for callback in plan.callbacks if isinstance(callback, every)]
-        cadences += [plan.checkpoint.every] if plan.workdir is not None else []
-        fixed = [n for n in self._profile.bounds() if n > step]
-        return min(plan.steps, *fixed, *(step - step % n + n for n in cadences))
-
     # --- the model -------------------------------------------------------------------------------
 
     def evaluated(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -313,10 +284,6 @@ class Fit:
     def _model(self) -> nnx.Module:
         definition, params, rest = self.evaluated()
         return nnx.merge(definition, *strong((params, rest)))
-
-
-def _due(step: int, every: int) -> bool:
-    return step % every == 0
 
 
 def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, float]:

@@ -173,11 +173,6 @@ class Keeper:
 
     # --- saving ----------------------------------------------------------------------------------
 
-    def is_due(self, step: int) -> bool:
-        """Returns whether a checkpoint is due at a step."""
-        every = self._plan.checkpoint.every
-        return self._store is not None and step > 0 and step % every == 0
-
     def is_late(self) -> bool:
         """Returns whether a checkpoint is due by the clock."""
         minutes = self._plan.checkpoint.every_minutes

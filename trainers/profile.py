@@ -27,10 +27,6 @@ class Profile:
         self._workdir = workdir
         self._runs = False
 
-    def bounds(self) -> tuple[int, int]:
-        """Returns after how many finished steps tracing begins and ends."""
-        return self._begin, self._end
-
     def begin(self, step: int) -> None:
         """Begins tracing if it is time to, after `step` finished steps."""
         if not self._traces or self._runs or not self._begin <= step < self._end:
