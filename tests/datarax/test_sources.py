@@ -46,7 +46,7 @@ def test_it_wraps_in_the_same_permutation():
     assert batch["id"].tolist() == [order[i] for i in (8, 9, 0, 1, 2)]
 
 
-@pytest.mark.parametrize("make", [memory, texts])
+@pytest.mark.parametrize("make", [pytest.param(memory, marks=pytest.mark.slow), texts])
 def test_it_traces_everywhere_with_a_traced_start_and_key(make):
     source = make(shuffle=True)
     want = np.asarray([epoch_order(0)[i : i + 2] for i in range(0, N, 2)])

@@ -90,7 +90,7 @@ def healthy(server):
     server.fault = None
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("shuffle", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nothing_is_lost_or_repeated(client, server, shuffle):
     code = f"result = epoch(source('me/rows', shuffle={shuffle}, shuffle_buffer_size=600))"
     expected = client(code)
@@ -161,7 +161,7 @@ def xs(source, size=4):
     return [batch["x"].tolist() for batch in source.epoch_batches(size)]
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("shuffle", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_whatever_client_reads_nothing_is_lost_or_repeated(server, caplog, shuffle):
     fields = {"shuffle": shuffle, "shuffle_buffer_size": 8}
     expected = xs(pages(server, **fields))

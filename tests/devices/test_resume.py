@@ -101,6 +101,7 @@ def test_another_number_of_shards_is_other_data(tmp_path, before, after):
     np.testing.assert_array_equal(seen(result.model)[6:], fresh[: STEPS - 6])
 
 
+@pytest.mark.slow
 def test_a_fully_sharded_run_begins_with_the_weights_of_another(tmp_path):
     first = diary(8, tmp_path / "first", steps=6).fit()
     one = diary(4, sharding="fsdp", init_from=tmp_path / "first", steps=1)

@@ -108,7 +108,11 @@ def test_a_device_holds_its_share_of_parameters_and_optimizer(caplog):
 @pytest.mark.parametrize(
     ("where", "arguments"),
     [
-        ([(8,), ("batch",)], {"data_axis": "batch", "accumulate": 2, "shards": 8, "ema": 0.9}),
+        pytest.param(
+            [(8,), ("batch",)],
+            {"data_axis": "batch", "accumulate": 2, "shards": 8, "ema": 0.9},
+            marks=SLOW,
+        ),
         pytest.param([(2, 4), ("data", "fsdp")], {"shards": 8}, marks=SLOW),
         pytest.param([(2, 4), ("data", "fsdp")], {"data_axis": ("data", "fsdp")}, marks=SLOW),
         pytest.param([(8,), ("data",)], {}, marks=SLOW),
@@ -142,6 +146,7 @@ def test_statistics_and_random_streams_stay_whole_on_each_device():
     assert not result.model.norm.scale[...].is_fully_replicated
 
 
+@pytest.mark.slow
 def test_preflight_counts_what_a_device_holds():
     whole = trainer(Wide(), 8, shards=1).preflight()
     share = trainer(Wide(), 8, sharding="fsdp", shards=8).preflight()
@@ -248,7 +253,9 @@ def _annotated(where):
         return Annotated()
 
 
-@pytest.mark.parametrize(("sharding", "explicit"), [("replicate", True), ("fsdp", False)])
+@pytest.mark.parametrize(
+    ("sharding", "explicit"), [pytest.param("replicate", True, marks=SLOW), ("fsdp", False)]
+)
 def test_a_model_s_own_annotations_are_respected(caplog, sharding, explicit):
     where = grid((4, 2), ("data", "tensor"))
     if explicit:
@@ -268,6 +275,7 @@ def test_a_model_s_own_annotations_are_respected(caplog, sharding, explicit):
     assert plain.model(points(8)["x"]).shape == (8, 3)
 
 
+@pytest.mark.slow
 def test_an_annotated_model_may_be_built_and_trained_within_its_mesh():
     where = grid((4, 2), ("data", "tensor"))
     with jax.set_mesh(where):
@@ -288,6 +296,7 @@ def test_a_mesh_of_make_mesh_will_do(replicated, types, shards):
     np.testing.assert_allclose(losses(result), replicated[shards], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shards", "sharding"), [pytest.param(1, "fsdp", marks=SLOW), (8, "replicate")]
 )
@@ -301,6 +310,7 @@ def test_any_devices_in_any_order_will_do(replicated, shards, sharding):
     assert one.evaluate(source)["loss"] > 0
 
 
+@pytest.mark.slow
 def test_an_axis_that_is_no_data_axis_computes_the_same_rows():
     """So four parts, which 4 shards and a batch of 12 can be spread over."""
     arguments = {"batch_size": 12, "shards": 4, "steps": 5}

@@ -36,6 +36,7 @@ def test_the_loss_of_each_of_100_steps_is_the_same_on_all_layouts(shards):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_layout_gives_the_same_bits():
     one, other = (trainer(Normed(), 8, shards=8, ema=0.9).fit() for _ in range(2))
     assert one.history == other.history
@@ -130,6 +131,7 @@ def test_evaluation_pipelines_may_have_other_shards_than_the_run():
             assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluations_in_a_run_and_the_average_follow_the_single_device_s():
     def run(devices):
         one = trainer(
@@ -189,6 +191,7 @@ def test_the_model_is_usable_on_plain_arrays_before_and_after():
     assert again.status == "finished"
 
 
+@pytest.mark.slow
 def test_a_user_s_arrays_are_not_donated_with_the_model():
     model = MLP()
     kernel = model.hidden.kernel[...]
@@ -203,6 +206,7 @@ def test_a_user_s_arrays_are_not_donated_with_the_model():
             np.testing.assert_array_equal(value, shared[path])
 
 
+@pytest.mark.slow
 def test_a_model_that_an_exception_stops_is_trained_up_to_there():
     def fail(run):
         raise ZeroDivisionError

@@ -16,7 +16,7 @@ from trainers.batches import Batches, as_pipeline
 from trainers.layout import Layout
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(
     n=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 99), on=st.booleans()
 )

@@ -37,9 +37,16 @@ OTHER = {
     "shuffle": {"source": memory(points(50))},
     "batch size": {"batch_size": 16},
 }
+OFTEN = "data", "batch size"
 
 
-@pytest.mark.parametrize("arguments", OTHER.values(), ids=OTHER)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(given, id=name, marks=[] if name in OFTEN else pytest.mark.slow)
+        for name, given in OTHER.items()
+    ],
+)
 def test_other_data_is_refused_and_restart_begins_it_anew(begun, arguments, caplog):
     before = sorted(path.name for path in (begun / "checkpoints").iterdir())
     with pytest.raises(ValueError, match=r'step 8 .* cannot go on.*resume_data="restart"') as error:

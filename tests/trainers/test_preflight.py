@@ -26,7 +26,7 @@ def test_it_tells_parameters_memory_work_and_time():
     assert all(word in text for word in ("memory", "compiling", "FLOP/s", "70 steps"))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_run_after_it_is_the_run_without_it(accumulate, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = memory(images(20), shuffle=True)

@@ -140,6 +140,7 @@ def test_what_one_process_cannot_read_all_raise(two, images, tmp_path):
         assert "Process" in reply.message or reply.error == "ValueError"
 
 
+@pytest.mark.slow
 def test_a_record_that_is_not_finite_is_named_on_every_process(two):
     for found in two.results(worker.diverge):
         (t, row), (said,) = found["at"], found["said"]
@@ -173,6 +174,7 @@ def test_a_run_goes_from_two_processes_to_one_and_back(two, whole, tmp_path):
     assert len(list((tmp_path / "checkpoints").glob("damaged-19-*"))) == 1
 
 
+@pytest.mark.slow
 def test_weights_load_on_other_processes_and_devices(two, tmp_path):
     workdir = str(tmp_path / "two")
     one, other = two.results(worker.spread, workdir)

@@ -49,7 +49,9 @@ def test_killed_processes_end_as_an_undisturbed_one():
     assert ": 0 differences" in done.stdout
 
 
-@pytest.mark.parametrize("steps", [[1], [7, 8, 9], [3, 5, 19]])
+@pytest.mark.parametrize(
+    "steps", [pytest.param([1], marks=pytest.mark.slow), [7, 8, 9], [3, 5, 19]]
+)
 def test_sigterm_at_any_step_any_number_of_times(tmp_path, whole, steps):
     for step in steps:
         result = trainer(tmp_path, callbacks=[at(step)]).fit()
@@ -68,7 +70,12 @@ def test_resuming_from_an_older_checkpoint_writes_every_row_once(tmp_path, whole
 
 
 @pytest.mark.parametrize(
-    ("step", "number"), [(5, signal.SIGTERM), (15, signal.SIGINT), (20, signal.SIGTERM)]
+    ("step", "number"),
+    [
+        (15, signal.SIGINT),
+        pytest.param(5, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(20, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_in_mid_evaluation_leaves_the_report_to_the_next_start(tmp_path, step, number):
     calls = []
