@@ -25,7 +25,7 @@ def positions(num_records):
     return np.unique(np.concatenate([np.arange(50), num_records - 1 - np.arange(50), sample]))
 
 
-LENGTHS = [1, 2, 3, 10, 257, 1797, 60_000, 65_535, 65_536, 65_538, 131_073, 10**6, 2**31 - 1, 2**31]
+LENGTHS = [1, 2, 10, 257, 1797, 60_000, 65_536, 65_538, 131_073, 10**6, 2**31]
 
 
 @pytest.mark.parametrize(

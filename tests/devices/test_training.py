@@ -70,6 +70,7 @@ def test_slices_hold_the_same_rows_on_any_number_of_devices():
     np.testing.assert_allclose(losses(result), losses(expected), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_convolution_that_is_called_from_python_is_spread_too():
     def loss(model, batch):
         logits = model(jnp.float32(batch["image"][..., None]) / 255)

@@ -50,7 +50,12 @@ def test_killed_processes_end_as_an_undisturbed_one():
 
 
 @pytest.mark.parametrize(
-    "steps", [pytest.param([1], marks=pytest.mark.slow), [7, 8, 9], [3, 5, 19]]
+    "steps",
+    [
+        pytest.param([1], marks=pytest.mark.slow),
+        pytest.param([7, 8, 9], marks=pytest.mark.slow),
+        [3, 5, 19],
+    ],
 )
 def test_sigterm_at_any_step_any_number_of_times(tmp_path, whole, steps):
     for step in steps:
