@@ -10,9 +10,7 @@ from flax import nnx
 
 from datarax import order, programs
 from datarax.batch import has_host, merged, parted, with_host_rows
-from datarax.canonical import Deal, expect_multiple
-from datarax.canonical import with_shards as with_shards
-from datarax.canonical import without_shards as without_shards
+from datarax.canonical import Deal, expect_multiple, with_shards, without_shards
 from datarax.errors import expect_between, listed
 from datarax.graph import Graph, Stage
 from datarax.sources.base import EagerSourceBase

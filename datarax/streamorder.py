@@ -42,14 +42,9 @@ def permutation(length: int, *key: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)  # windows of a stream have about one length
 def _hashed(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a range, and MurmurHash3's finalizer (Appleby, 2011) of it."""
+    """Returns a range and its hashes."""
     index = np.arange(2**bits, dtype=np.uint32)
-    x = index ^ index >> np.uint32(16)
-    x *= np.uint32(0x85EBCA6B)
-    x ^= x >> np.uint32(13)
-    x *= np.uint32(0xC2B2AE35)
-    x ^= x >> np.uint32(16)
-    return index, x
+    return index, order.avalanche(index)
 
 
 def _keyed(hashes: np.ndarray, seed: int) -> np.ndarray:

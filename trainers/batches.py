@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 from datarax import HFEagerSource, HFStreamingSource, HostColumn, Pipeline, order
-from datarax.pipeline import Source, with_shards, without_shards
+from datarax.canonical import with_shards, without_shards
+from datarax.pipeline import Source
 from trainers import agreement
 from trainers.layout import Layout
 from trainers.rows import DealtRows, WholeRows

@@ -23,7 +23,7 @@ class Profile:
 
     def __init__(self, steps: tuple[int, int] | None, workdir: epath.Path | None):
         self._traces = jax.process_index() == 0  # the others do the same
-        self._begin, self._end = (-1, -1) if steps is None else (steps[0] - 1, steps[1])
+        self._begin, self._end = bounds(steps)
         self._workdir = workdir
         self._runs = False
 
@@ -49,6 +49,11 @@ class Profile:
             self._runs = False
             jax.profiler.stop_trace()
             logger.info("The profile is in %s.", self._workdir / "profile")
+
+
+def bounds(steps: tuple[int, int] | None) -> tuple[int, int]:
+    """Returns after how many finished steps tracing begins and ends: -1 where it never does."""
+    return (-1, -1) if steps is None else (steps[0] - 1, steps[1])
 
 
 def expect_profile(steps: tuple[int, int] | None, workdir: epath.Path | None) -> None:

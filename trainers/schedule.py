@@ -2,6 +2,7 @@
 
 from trainers import callbacks
 from trainers.plan import Plan
+from trainers.profile import bounds
 
 
 class Schedule:
@@ -12,9 +13,7 @@ class Schedule:
     """
 
     def __init__(self, plan: Plan):
-        self._plan, self._traced = plan, []  # between which steps a profile is taken
-        if plan.profile is not None:
-            self._traced = [plan.profile[0] - 1, plan.profile[1]]
+        self._plan, self._traced = plan, bounds(plan.profile)
         self._steps = [c.steps for c in plan.callbacks if isinstance(c, callbacks.every)]
 
     def logs(self, step: int) -> bool:

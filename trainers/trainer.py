@@ -332,7 +332,9 @@ class Trainer:
         Raises:
             ValueError: If there is no source.
         """
-        evaluators = self._evaluators_of(source) or self._plan.evaluators
+        evaluators = self._evaluators_of(source)  # on every process, so that a missing one shows
+        if source is None:
+            evaluators = self._plan.evaluators
         if not evaluators:
             raise ValueError("There is nothing to evaluate on: write evaluate(source).")
         model, values = self._evaluated(), {}

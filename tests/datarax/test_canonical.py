@@ -56,6 +56,18 @@ def noise(batch, key):
 # --- the deal ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_whatever_is_dealt_an_epoch_holds_each_record_once(data):
+    shards = data.draw(st.integers(1, 12))
+    length = data.draw(st.integers(shards, 300))
+    deal = Deal(length, shards, shuffle=data.draw(st.booleans()))
+    position, record = np.arange(length), jax.jit(deal.record)
+    for seed in data.draw(st.lists(SEEDS, min_size=2, max_size=4)):
+        np.testing.assert_array_equal(np.sort(record(position, np.uint32(seed))), position)
+
+
 @pytest.mark.parametrize("deal", DEALS, ids=str)
 @settings(deadline=None, max_examples=15)
 @given(seed=SEEDS)
@@ -143,7 +155,9 @@ def test_epochs_and_shards_differ_and_neighbours_do_not_stay_together():
     assert _correlation(deal.rows(0)[:-1], deal.rows(0)[1:]) < 0.05
 
 
-@pytest.mark.parametrize("size", [3, 100])
+@pytest.mark.parametrize(
+    "size", [3, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))]
+)
 def test_every_place_of_a_short_shard_comes_first_as_often(size):
     deal = Deal(4 * size, 4)
     seeds = np.arange(8000, dtype=np.uint32)
@@ -265,7 +279,9 @@ def test_the_remainder_can_be_left_out():
 # --- its state ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cut", [0, 3, 7])
+@pytest.mark.parametrize(
+    "cut", [0, 3, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4, 5, 6))]
+)
 def test_a_for_goes_on_where_the_state_says(cut):
     whole = pipeline()
     expected = ids(whole) + ids(whole)

@@ -26,11 +26,14 @@ def positions(num_records):
 
 
 LENGTHS = [1, 2, 10, 257, 1797, 60_000, 65_536, 65_538, 131_073, 10**6, 2**31]
+SELDOM = [
+    pytest.param(num_records, 8, marks=pytest.mark.slow) for num_records in (3, 65_535, 2**31 - 1)
+]
 
 
 @pytest.mark.parametrize(
     ("num_records", "rounds"),
-    [(n, 8) for n in LENGTHS] + [(257, 4), (60_000, 4), (60_000, 6), (60_000, 16)],
+    [(n, 8) for n in LENGTHS] + SELDOM + [(257, 4), (60_000, 4), (60_000, 6), (60_000, 16)],
 )
 def test_equals_grain_bit_for_bit(num_records, rounds):
     index = positions(num_records)
@@ -55,7 +58,9 @@ def test_a_permutation_where_grains_is_none(num_records):
     assert last not in grain  # the reason for the difference: Grain never visits the last record
 
 
-@pytest.mark.parametrize("num_records", [7, 257, 4999])
+@pytest.mark.parametrize(
+    "num_records", [7, 257, 4999, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 100))]
+)
 def test_a_permutation_of_any_length(num_records):
     index = np.arange(num_records)
     for seed in [0, 2**32 - 1, *np.random.default_rng(num_records).integers(0, 2**32, 20)]:
@@ -70,6 +75,10 @@ def test_a_permutation_of_any_length(num_records):
         (5, (3, 129)),
         (128, (10, 128, 129)),
         (1024, (128, 500)),
+        *(
+            pytest.param(size, (2, 3, 10, 17, 100, 127, 129, 143, 145, 200), marks=pytest.mark.slow)
+            for size in (1, 5, 128, 1024)
+        ),
     ],
 )
 def test_few_records_have_the_same_order_however_it_is_found(size, lengths):

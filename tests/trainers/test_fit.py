@@ -40,7 +40,7 @@ def logged(workdir, **arguments):
     return trainer(workdir, **often | arguments)
 
 
-@pytest.mark.parametrize("log_every", [1, 3])
+@pytest.mark.parametrize("log_every", [1, 3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_log_that_is_done_late_says_the_same(tmp_path, log_every):
     late = logged(tmp_path / "late", log_every=log_every)
     at_once = logged(tmp_path / "at_once", log_every=log_every, callbacks=[lambda run: None])
@@ -54,7 +54,9 @@ def test_a_log_that_is_done_late_says_the_same(tmp_path, log_every):
         assert first == second
 
 
-@pytest.mark.parametrize("step", [2, 12, 24])
+@pytest.mark.parametrize(
+    "step", [2, 12, 24, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 16))]
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_a_late_log_loses_no_row(tmp_path, step, number):
     result = logged(tmp_path, writers=[Strikes(step, number)]).fit()
@@ -67,8 +69,10 @@ def test_a_signal_during_a_late_log_loses_no_row(tmp_path, step, number):
     assert_same(again.model, expected.model)
 
 
-@pytest.mark.parametrize("log_every", [1, 3])
-@pytest.mark.parametrize("bad", [0, 21, 48])
+@pytest.mark.parametrize("log_every", [1, 3, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "bad", [0, 21, 48, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 33))]
+)
 def test_what_is_not_finite_is_found_however_late_the_log(bad, log_every):
     def loss(model, batch):
         losses = (model(batch["x"] / 8) ** 2).sum(-1)

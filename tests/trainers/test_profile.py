@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.models import MLP, labelled
 from trainers import Trainer
-from trainers.profile import Profile
+from trainers.profile import Profile, bounds
 
 
 def test_a_trace_of_some_steps_lies_under_the_workdir(tmp_path):
@@ -14,6 +14,7 @@ def test_a_trace_of_some_steps_lies_under_the_workdir(tmp_path):
 
 
 def test_the_traced_steps_begin_and_end_where_asked(tmp_path):
+    assert bounds((3, 4)) == (2, 4)
     profile = Profile((3, 4), tmp_path)
     for step in (0, 2, 3, 4):
         profile.end(step)

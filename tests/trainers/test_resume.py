@@ -53,6 +53,7 @@ def test_killed_processes_end_as_an_undisturbed_one():
     "steps",
     [
         pytest.param([1], marks=pytest.mark.slow),
+        pytest.param([4], marks=pytest.mark.slow),
         pytest.param([7, 8, 9], marks=pytest.mark.slow),
         [3, 5, 19],
     ],
