@@ -55,6 +55,8 @@ def test_evaluate_takes_one_source_or_several_before_and_after_a_run():
     for values in (trainer.evaluate(), trainer.evaluate(held_out)):
         assert values == pytest.approx({"loss": loss, "accuracy": accuracy}, rel=1e-5)
     assert trainer.evaluate()["loss"] == result.metrics["eval/loss"]
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
+        trainer.evaluate({})
     named = trainer.evaluate({"a": held_out, "b": source})
     assert named.keys() == {"a/loss", "a/accuracy", "b/loss", "b/accuracy"}
     with pytest.raises(ValueError, match=r"write evaluate\(source\)"):
