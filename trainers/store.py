@@ -71,6 +71,7 @@ class Store:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._pending: int | None = None
         self._replaces = False
+        self._failed_once = False
 
     def steps(self) -> list[int]:
         """Returns the steps of whole checkpoints, in order."""
@@ -207,10 +208,12 @@ class Store:
         # Not together with the other processes: where an exception ends this one, they do not come.
         with contextlib.suppress(Exception):  # Orbax raises what it likes
             self._manager.wait_until_finished()
-            if self._replaces and agreement.is_first():
-                self._remove_unfinished()
         self._manager.close()
         self._reader.close()
+        # Only now has every thread of a save that failed ended, and leaves nothing any more.
+        if (self._replaces or self._failed_once) and agreement.is_first():
+            with contextlib.suppress(OSError):
+                self._remove_unfinished()
 
     @contextlib.contextmanager
     def _writing(self):
@@ -222,6 +225,7 @@ class Store:
             caught = error
         failed = self._failed(caught)
         if failed is not None:
+            self._failed_once = True
             self._clear()
             self._manager.reload()
             raise OSError(f"Step {self._pending} could not be saved: {failed}") from caught
