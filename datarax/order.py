@@ -23,7 +23,7 @@ MAX_RECORDS = 2**31
 """Positions are `int32`, as everywhere in JAX without x64."""
 
 _STOPS = 512  # values that cut the walks of a very short permutation into pieces
-_FEW = 128  # records below which that pays
+_FEW = 224  # records up to which that pays
 
 
 def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax.Array:
@@ -76,7 +76,7 @@ def _index_shuffle(index, seed, num_records, rounds):
     keys = round_keys(seed.reshape(-1) if seed.ndim else seed, rounds, width)
     position = index.reshape(-1)
     if not seed.ndim and num_records <= min(_FEW, 2 * position.size + 16):
-        value = _whole_order(keys, num_records)[position]
+        value = _short(position, keys, num_records)
     elif not seed.ndim and num_records <= position.size:  # no record walks twice
         value = _records(jnp.arange(num_records), keys, width, num_records)[position]
     else:
@@ -97,62 +97,91 @@ def _records(position, keys, width, num_records):
     def loop(value, *keys):
         keys = [key.astype(word) for key in keys]
         words = encrypt(split(value.astype(block), width), keys, width)
-        return _walk(joined(words, width), keys, width, num_records - 1).astype(jnp.uint32)
+        words = _walk(_paired(words), keys, width, num_records - 1)
+        return joined((words[:, 1], words[:, 0]), width).astype(jnp.uint32)
 
     keys = [key.astype(jnp.uint32) for key in keys]
     return walk(encrypted, outside, position.astype(jnp.uint32), *keys, loop=loop).astype(block)
 
 
-def _walk(value, keys, width, largest):
-    """Encrypts blocks above `largest` again until none is."""
+def _paired(words):
+    """Returns left and right words of shape `(size,)` as `(size, 2)`, the right ones first.
+
+    The widest number that a loop stores decides how many lanes XLA gives its vectors. Words have
+    twice as many as blocks, and two arrays of words would be computed one after the other.
+    """
+    word = words[0].dtype
+    return lax.bitcast_convert_type(joined(words, 8 * word.itemsize), word)
+
+
+def _walk(words, keys, width, largest):
+    """Encrypts blocks above `largest`, paired words, again until none is."""
     # A short permutation walks 2**16 / num_records times on average, the slowest of 128 positions
     # five times as often: whenever half of the positions are there, the others go on in less room.
     short = largest < 2**13
-    few = value.size // 2 if short and value.size > 16 else 0
+    few = len(words) // 2 if short and len(words) > 32 else 0
     # Counting who is there costs a third of a turn, so the longer the walks, the rarer it is.
-    turns = max(1, 2**11 // (largest + 1))
-    bound = np.asarray(largest, value.dtype)
-    high, low = (np.asarray(word, word_type(width)) for word in divmod(largest, 1 << width))
+    turns = max(1, 2**12 // (largest + 1))
+    high, low = (np.asarray(word, words.dtype) for word in divmod(largest, 1 << width))
 
-    def turn(value):
-        left, right = split(value, width)
+    def outside(left, right):
+        return (left > high) | ((left == high) & (right > low))
+
+    def turn(words):
+        right, left = words[:, 0], words[:, 1]
         for _ in range(2 if short else 1):  # two spread the loop's overhead, more are slower
-            # On words, since the vectors of a comparison of blocks would hold half as many.
-            outside = (left > high) | ((left == high) & (right > low))
+            again = outside(left, right)
             left_after, right_after = encrypt((left, right), keys, width)
-            left = jnp.where(outside, left_after, left)
-            right = jnp.where(outside, right_after, right)
-        return joined((left, right), width)
+            left = jnp.where(again, left_after, left)
+            right = jnp.where(again, right_after, right)
+        return _paired((left, right))
 
-    def turns_of(value):
-        return lax.fori_loop(0, turns, lambda _, value: turn(value), value)
+    def turns_of(words):
+        return lax.fori_loop(0, turns, lambda _, words: turn(words), words)
 
-    def go_on(value):
-        return jnp.sum(value > bound, dtype=jnp.int32) > few
+    def go_on(words):
+        return jnp.sum(outside(words[:, 1], words[:, 0]), dtype=jnp.int32) > few
 
-    value = lax.while_loop(go_on, turns_of if turns > 1 else turn, value)
+    words = lax.while_loop(go_on, turns_of if turns > 1 else turn, words)
     if not few:
-        return value
-    outside = value > bound
-    slot = jnp.where(outside, jnp.cumsum(outside) - 1, few)
-    place = jnp.full(few, value.size).at[slot].set(jnp.arange(value.size), mode="drop")
-    rest = value.at[place].get(mode="fill", fill_value=0)
-    keys = [key.at[place].get(mode="clip") if key.ndim else key for key in keys]
-    return jnp.where(outside, _walk(rest, keys, width, largest)[slot], value)
+        return words
+    place = _places(outside(words[:, 1], words[:, 0]), few)
+    keys = [key[place] if key.ndim else key for key in keys]
+    return words.at[place].set(_walk(words[place], keys, width, largest))
 
 
-def _whole_order(keys, num_records):
-    """Returns the records at all positions of a very short permutation, `_STOPS` values or less.
+def _places(mask, size):
+    """Returns the at most `size` places where a mask holds; any others fill up what is left."""
+
+    def add(place, found):
+        places, count = found
+        places = lax.dynamic_update_index_in_dim(places, place, count, 0)
+        return places, count + mask[place].astype(jnp.int32)
+
+    # One by one: a cumulative sum and a scatter take twice as long for so few.
+    places = jnp.zeros(size + 1, jnp.int32)
+    return lax.fori_loop(0, mask.size, add, (places, jnp.int32(0)))[0][:size]
+
+
+def _short(position, keys, num_records):
+    """Does what `_records` does, for a very short permutation, of at most `_STOPS` records.
 
     The few walks would take thousands of steps each. So many walks set out, one from each value
-    below `_STOPS`, and end at the first such value; the pieces are joined by doubling their length
-    ("pointer jumping": Wyllie, "The complexity of parallel computations", 1979).
+    below `_STOPS`, and end at the first such value. The pieces are joined by doubling their length
+    ("pointer jumping": Wyllie, "The complexity of parallel computations", 1979) until following
+    those of the records one by one takes no longer.
     """
     following = _records(jnp.arange(_STOPS), keys, 8, _STOPS)
-    for _ in range((_STOPS - 1).bit_length()):
-        there = following < np.uint16(num_records)
-        following = jnp.where(there, following, following[following])
-    return following
+
+    def outside(value):
+        return value > np.uint16(num_records - 1)
+
+    def followed(value):
+        return jnp.where(outside(value), following[value], value)
+
+    for _ in range(4):
+        following = followed(following)
+    return lax.while_loop(lambda value: outside(value).any(), followed, following[position])
 
 
 def epoch_seed(seed, epoch) -> jax.Array:
