@@ -222,11 +222,12 @@ class Fit:
         """Logs a window that the state has left behind; returns False where it is not finite."""
         run = self.run
         self._reached(pace, window)
-        if not math.isfinite(float(window.loss)):
+        fetched = jax.device_get(window)
+        if not math.isfinite(fetched.loss):
             # Put back for the watch to see: a chunk sent off in the meantime changes nothing.
             self.state = dataclasses.replace(self.state, window=window)
             return False
-        row = _prefixed("train/", window.compute())
+        row = _prefixed("train/", fetched.compute())
         run.history.append({"step": run.step, "epoch": run.epoch, **row})
         run.reported = run.step
         self._write()
