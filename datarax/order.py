@@ -23,6 +23,7 @@ MAX_RECORDS = 2**31
 """Positions are `int32`, as everywhere in JAX without x64."""
 
 _STOPS = 512  # values that cut the walks of a very short permutation into pieces
+_DOUBLINGS = 6  # times that the pieces are doubled
 _FEW = 224  # records up to which that pays
 
 
@@ -168,8 +169,8 @@ def _short(position, keys, num_records):
 
     The few walks would take thousands of steps each. So many walks set out, one from each value
     below `_STOPS`, and end at the first such value. The pieces are joined by doubling their length
-    ("pointer jumping": Wyllie, "The complexity of parallel computations", 1979) until following
-    those of the records one by one takes no longer.
+    ("pointer jumping": Wyllie, "The complexity of parallel computations", 1979) until it takes no
+    longer to follow the few from the positions, one by one.
     """
     following = _records(jnp.arange(_STOPS), keys, 8, _STOPS)
 
@@ -179,9 +180,12 @@ def _short(position, keys, num_records):
     def followed(value):
         return jnp.where(outside(value), following[value], value)
 
-    for _ in range(4):
+    for _ in range(_DOUBLINGS):
         following = followed(following)
-    return lax.while_loop(lambda value: outside(value).any(), followed, following[position])
+    value = following[position]
+    for _ in range(_STOPS // 2**_DOUBLINGS - 1):
+        value = followed(value)
+    return value
 
 
 def epoch_seed(seed, epoch) -> jax.Array:

@@ -159,9 +159,8 @@ class Pipeline(nnx.Module):
 
     def _stream_epoch(self):
         for block in self.source.epoch_blocks(self.batch_size):
-            size = int(block.valid.sum())
-            if size == self.batch_size or not self.drop_remainder:
-                yield self._of_block(block, size)
+            if block.valid.all() or not self.drop_remainder:
+                yield self._of_block(block)
 
     def step(self) -> dict[str, Any]:
         """Returns the next batch, always full: it runs on into the next epoch. Traceable.
@@ -176,7 +175,7 @@ class Pipeline(nnx.Module):
             if not block.filled:
                 self.source.next_epoch()
                 block = self.source.read_batches(1, self.batch_size)
-            return self._of_block(block, int(block.valid.sum()))
+            return self._of_block(block)
         epoch, index = self._position()
         batch = self._batch(epoch, index)
         self.source.move(*programs.advance(epoch, index, self.batch_size, self.source.length))
@@ -249,8 +248,8 @@ class Pipeline(nnx.Module):
         rest = {k: v for k, v in columns.items() if k in batch or has_host({k: v})}
         return {**with_host_rows({**batch}, rest, records), **batch}
 
-    def _of_block(self, block, size):
-        """Returns a block's only batch after the stages, its first `size` records."""
+    def _of_block(self, block):
+        """Returns a block's only batch after the stages, the records that count."""
         columns = jax.tree.map(lambda column: column[0], block.columns)
         arrays, host = parted(columns, self._host)
         definition, state = nnx.split(self.stages)
@@ -258,7 +257,12 @@ class Pipeline(nnx.Module):
             definition, state, arrays, self.key.get_value(), np.uint32(block.epoch), block.places[0]
         )
         nnx.update(self.stages, state)
-        return _first(size, merged(host, batch) if isinstance(batch, dict) else batch)
+        batch = merged(host, batch) if isinstance(batch, dict) else batch
+        if block.valid.all():
+            return batch
+        # Of canonical streams, one may have ended before another: they are not the first ones.
+        records = np.flatnonzero(block.valid[0])
+        return jax.tree.map(lambda x: x[records], batch)
 
     def _static(self):
         return self.batch_size, self.source.length, self.shards

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax import Pipeline, order
+from datarax import MixedSource, Pipeline, order
 from datarax.batch import parted
 from datarax.sources.streaming import merge_states
 from trainers import agreement
@@ -235,6 +235,15 @@ class StreamFeed:
 def as_batches(
     pipeline: Pipeline, layout: Layout, *, stored_order: bool = False
 ) -> Batches | StreamBatches:
-    """Returns the batches of a pipeline, whether its source can be indexed or not."""
+    """Returns the batches of a pipeline, whether its source can be indexed or not.
+
+    Raises:
+        ValueError: If every record of a mixture is asked for, in stored order: it never ends.
+    """
+    if stored_order and isinstance(pipeline.source, MixedSource):
+        raise ValueError(
+            "A mixture never ends, so it cannot be evaluated: give its sources, each by itself, as "
+            'in eval_source={"a": a, "b": b}.'
+        )
     kind = StreamBatches if pipeline.is_stream else Batches
     return kind(pipeline, layout, stored_order=stored_order)

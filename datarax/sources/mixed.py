@@ -19,7 +19,7 @@ from datarax.sources.base import EagerSourceBase, SourceConfigBase
 from datarax.sources.streaming import StreamingSourceBase
 from datarax.streams import Block
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +192,15 @@ class MixedSource(DataraxModule):
         ]
         return {
             "version": STATE_VERSION,
-            "draws": position.draws,
+            "epoch": 0,  # it never ends
+            "index": position.draws,
             "ups": list(position.ups),
             "weights": list(self.weights),
             "sources": states,
         }
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the number of draws and the sources' states: JSON-able, never the data."""
+        """Returns the number of draws, `index`, and the sources' states: JSON-able, no data."""
         return self.state_at(self.position())
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -228,7 +229,7 @@ class MixedSource(DataraxModule):
             for source, its in zip(self.sources, own["sources"], strict=True):
                 source.set_state(its)
             raise
-        self._draws.go_to(int(state["draws"]), state["ups"])
+        self._draws.go_to(int(state["index"]), state["ups"])
 
     def rewind(self, state: dict[str, Any]) -> None:
         """Goes to a state of this mixture."""

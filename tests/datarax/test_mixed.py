@@ -88,6 +88,6 @@ def test_what_does_not_fit_is_refused():
     changed = MixedSource([memory(0), streamed(2000)], weights=[0.7, 0.3])
     with pytest.raises(ValueError, match="other data"):
         changed.set_state(state)
-    assert changed.get_state()["draws"] == 0
+    assert changed.get_state()["index"] == 0
     with pytest.raises(TypeError, match="no length"):
         len(mixture())

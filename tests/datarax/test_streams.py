@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datarax import HFStreamingSource, StreamingSourceBase, prefetch_to_device
+from datarax import HFStreamingSource, Pipeline, StreamingSourceBase, prefetch_to_device
 from datarax.module import DataraxModuleConfig
 from datarax.shards import TableShards
 from datarax.streamstate import merge_states
@@ -170,6 +170,29 @@ def test_streams_that_end_unevenly_repeat_real_records_that_do_not_count():
     group[0].set_state(through_json(states[2]))
     again = group[0].read_batches(3, 12)
     assert np.array_equal(again.columns["x"], block.columns["x"][2:5])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_pipeline_over_streams_that_end_unevenly_gives_each_record_once(shuffle):
+    def pipeline(**options):
+        data = source(stream(7, 95), shuffle=shuffle)
+        return Pipeline(source=data, stages=[], batch_size=8, shards=4, **options)
+
+    batches = list(pipeline())
+    assert any(len(batch["x"]) < 8 for batch in batches[:-1])
+    assert sorted(np.concatenate([batch["x"] for batch in batches]).tolist()) == list(range(95))
+    assert all(
+        text == f"row {x}" for b in batches for x, text in zip(b["x"], b["text"], strict=True)
+    )
+    steps = pipeline()
+    for batch in batches:
+        assert same([steps.step()["x"]], [batch["x"]])
+    with prefetch_to_device(pipeline(), 2) as ahead:
+        for batch, other in zip(batches, ahead, strict=True):
+            assert same([batch["x"]], [other["x"]])
+    full = list(pipeline(drop_remainder=True))
+    assert [len(batch["x"]) for batch in full] == [8] * len(full)
+    assert len(full) == sum(len(batch["x"]) == 8 for batch in batches)
 
 
 def test_stacked_batches_are_those_that_get_batch_gives():

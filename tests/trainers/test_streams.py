@@ -125,9 +125,40 @@ def test_a_stages_draws_are_the_same_after_resuming():
     assert not np.array_equal(batch_at(2), batch_at(9))
 
 
-def test_a_mixture_trains():
-    result = fit(MixedSource([stream(), stream(seed=5)], weights=[3, 1]))
-    assert result.status == "finished"
+def mixture(second=None):
+    eager = HFEagerSource.from_dataset(dataset(), exclude_keys={"id"}, shuffle=True)
+    return MixedSource([stream(), eager if second is None else second], weights=[3, 1])
+
+
+@pytest.mark.parametrize("cut", [3, 12])
+def test_a_mixture_trains_and_goes_on_with_exactly_the_next_batch(tmp_path, cut):
+    whole = fit(mixture(), log_every=4)
+    assert whole.status == "finished"
+    stopped = fit(mixture(), workdir=tmp_path, callbacks=[lambda run: run.step >= cut], log_every=4)
+    assert stopped.status == "stopped"
+    resumed = fit(mixture(), model=Linear(seed=9), workdir=tmp_path, log_every=4)
+    assert resumed.step == 20
+    np.testing.assert_array_equal(resumed.model.layer.kernel[...], whole.model.layer.kernel[...])
+    assert [row["step"] for row in resumed.history] == [row["step"] for row in whole.history]
+
+
+def test_a_mixture_that_diverges_is_traced_to_its_batch(caplog):
+    rows = dataset().to_dict()
+    rows["x"][30] = [np.nan, 0.0]
+    spoiled = HFEagerSource.from_dataset(datasets.Dataset.from_dict(rows), exclude_keys={"id"})
+    result = fit(mixture(spoiled), steps=200)
+    assert result.status == "diverged"
+    assert "The run diverged in step" in caplog.text
+    batches = Trainer(Linear(), mixture(spoiled), batch_size=8, steps=200)
+    assert np.isnan(batches.batch_at(result.step)["x"]).any()
+    assert not np.isnan(batches.batch_at(result.step - 1)["x"]).any()
+
+
+def test_a_mixture_cannot_be_evaluated():
+    with pytest.raises(ValueError, match=r"never ends.*eval_source=\{"):
+        Trainer(Linear(), stream(), batch_size=8, steps=3, eval_source=mixture())
+    with pytest.raises(ValueError, match="never ends"):
+        Trainer(Linear(), stream(), batch_size=8, steps=3).predict(mixture())
 
 
 def test_a_mixture_wants_steps_and_cannot_be_indexed():
