@@ -141,9 +141,15 @@ class Keeper:
                 "workdir."
             )
 
-    def _first(self, step: int, data: dict, saved: dict) -> int:
+    def _first(self, step: int, data: dict | None, saved: dict) -> int:
         """Returns the step that begins with batch 0; refuses a checkpoint of other batches."""
         try:
+            if data is None:
+                own = self._plan.pipeline.source.get_state()
+                raise ValueError(
+                    "It holds no state of the data; this run's has the fingerprint "
+                    f"{own.get('fingerprint')!r}."
+                )
             self._plan.batches.check(data)
             for name, own in _config(self._plan).items():
                 if saved["config"][name] != own:

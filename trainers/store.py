@@ -108,18 +108,20 @@ class Store:
         with self._writing():
             self._manager.save(step, args=args.Composite(**items), force=True)
 
-    def read(self, step: int) -> tuple[dict, dict]:
-        """Returns the `data` and the `run` of a checkpoint.
+    def read(self, step: int) -> tuple[dict | None, dict]:
+        """Returns the `data` and the `run` of a checkpoint; None where there is no data item.
 
         Raises:
             DamagedError: If they are not what was saved.
             ValueError: If a newer version of this library saved them.
         """
-        items = {"data": args.JsonRestore(), "run": args.JsonRestore()}
-        found = self._restored(step, lambda: items)
-        data, run = found["data"], found["run"]
+        has_data = (self._path(step) / "data").exists()
+        names = ("run", "data") if has_data else ("run",)
+        found = self._restored(step, lambda: {name: args.JsonRestore() for name in names})
+        data, run = found["data"] if has_data else None, found["run"]
         digest = run.pop("digest", None) if isinstance(run, dict) else None
-        if digest is None or digest != _digest(run) or run["data"] != _digest(data):
+        whole = digest is not None and digest == _digest(run)
+        if not whole or (has_data and run["data"] != _digest(data)):
             raise DamagedError("its run or data item is not what was saved")
         if run["format"] > FORMAT:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The keeper: what a workdir refuses, and how to go on all the same."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,16 @@ def test_other_data_is_refused_and_restart_begins_it_anew(begun, arguments, capl
     ]
     assert [end.step for end in ends] == [14, 14]
     assert len(said(caplog, "trainers.keeper")) == 1
+
+
+def test_a_missing_state_of_the_data_is_refused_and_restart_begins_it_anew(begun):
+    shutil.rmtree(begun / "checkpoints" / "8" / "data")
+    own = memory(points(50), shuffle=True).fingerprint
+    with pytest.raises(ValueError, match=rf'no state of the data.*{own}.*resume_data="restart"'):
+        trainer(begun).fit()
+    result = trainer(begun, resume_data="restart", callbacks=[at(12)]).fit()
+    assert result.step == 12
+    assert checkpoint(begun, 12)["first"] == 8
 
 
 def test_restarted_data_begins_with_batch_0(begun):
