@@ -113,4 +113,5 @@ def on_device(batch: dict[str, Any]) -> dict[str, Any]:
 
 def is_array(value: Any) -> bool:
     """Returns whether a value of a batch is an array of numbers, not objects of a host column."""
-    return getattr(value, "dtype", None) not in (None, object)
+    # No comparison with None: of a dtype it means float64.
+    return hasattr(value, "dtype") and value.dtype != np.dtype(object)

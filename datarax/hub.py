@@ -218,6 +218,8 @@ def _read(builder, name: str, split: str, streaming: bool, kwargs: Mapping[str, 
     if kwargs.get("save_infos"):
         prepare["verification_mode"] = "all_checks"
     builder.download_and_prepare(**prepare)
+    lengths = {key: known.num_examples for key, known in (builder.info.splits or {}).items()}
+    _check_slice(name, split, lengths)
     return builder.as_dataset(split=split, in_memory=bool(kwargs.get("keep_in_memory")))
 
 
@@ -230,11 +232,28 @@ def _from_disk(place: Path, split: str, streaming: bool, kwargs: Mapping[str, An
         saved = {str(saved.split or split.partition("[")[0]): saved}
     _check_split(str(place), split, list(saved))
     lengths = {key: len(rows) for key, rows in saved.items()}
+    _check_slice(str(place), split, lengths)
     spec = "+".join(saved) if split == "all" else split
     slices = datasets.ReadInstruction.from_spec(spec).to_absolute(lengths)
     parts = [saved[at.splitname].select(range(at.from_, at.to)) for at in slices]
     rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     return rows.to_iterable_dataset() if streaming else rows
+
+
+def _check_slice(name: str, split: str, lengths: Mapping[str, int]) -> None:
+    """Raises where a slice is none or has no rows; of a whole split the columns' loading tells."""
+    import datasets
+
+    if "[" not in split:
+        return
+    there = ", ".join(f"{key!r} has {length} rows" for key, length in lengths.items())
+    line = 'Write such as split="train[:10%]" or split="train[100:200]".'
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"{name!r} has no slice {split!r} ({error}): {there}. {line}") from error
+    if not any(part.to > part.from_ for part in parts):
+        raise ValueError(f"The slice {split!r} of {name!r} is empty: {there}. {line}")
 
 
 def _check_split(name: str, split: str, known: list[str]) -> None:

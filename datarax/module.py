@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import jax
+import numpy as np
 from flax import nnx
 
 from datarax.errors import listed
@@ -67,7 +68,9 @@ class DataraxModule(nnx.Module):
         self.name = nnx.static(name)
         self.stochastic = config.stochastic
         self.stream_name = config.stream_name
-        self._statistics = nnx.data(config.precomputed_stats)
+        self._statistics = nnx.data(None)  # set by hand
+        self._computed_stats = nnx.data(None)
+        self._ignores_precomputed = False
         self._applied = nnx.Variable(0)
         self._skipped = nnx.Variable(0)
 
@@ -108,25 +111,30 @@ class DataraxModule(nnx.Module):
         compute = self.config.batch_stats_fn
         if compute is None:
             return None
-        known = self._statistics is not self.config.precomputed_stats
-        if not (self.config.cacheable and known and self._statistics is not None):
-            self._statistics = nnx.data(compute(data))
-        return self._statistics
+        if not self.config.cacheable or self._computed_stats is None:
+            self._computed_stats = nnx.data(compute(data))
+        self._statistics = nnx.data(None)
+        return self._computed_stats
 
     def get_statistics(self) -> dict[str, Any] | None:
-        """Returns the statistics last set or computed, else the configured ones, else None.
+        """Returns the statistics set by hand, else the configured ones, else those computed last.
 
-        After `reset_statistics` it is None until new ones are set or computed.
+        Computing replaces those set by hand. After `reset_statistics` it is None until new ones are
+        set or computed.
         """
-        return self._statistics
+        if self._statistics is not None:
+            return self._statistics
+        configured = None if self._ignores_precomputed else self.config.precomputed_stats
+        return self._computed_stats if configured is None else configured
 
     def set_statistics(self, stats: dict[str, Any]) -> None:
         """Sets the statistics, in place of computed or configured ones."""
-        self._statistics = nnx.data(stats)
+        self._statistics, self._computed_stats = nnx.data(stats), nnx.data(None)
 
     def reset_statistics(self) -> None:
         """Forgets all statistics, the configuration's too."""
-        self._statistics = nnx.data(None)
+        self._statistics = self._computed_stats = nnx.data(None)
+        self._ignores_precomputed = True
 
     def reset_cache(self) -> None:
         """Forgets what `cacheable=True` keeps: the computed statistics.
@@ -134,7 +142,7 @@ class DataraxModule(nnx.Module):
         Without `cacheable=True` it does nothing.
         """
         if self.config.cacheable:
-            self._statistics = nnx.data(self.config.precomputed_stats)
+            self._computed_stats = nnx.data(None)
 
     # --- copies and state ------------------------------------------------------------------------
 
@@ -164,6 +172,8 @@ class DataraxModule(nnx.Module):
     def _settings_to(self, copy: Self) -> Self:
         """Gives a copy what was set after this module was built, and returns it."""
         copy._statistics = nnx.data(self._statistics)
+        copy._computed_stats = nnx.data(self._computed_stats)
+        copy._ignores_precomputed = self._ignores_precomputed
         return copy
 
     def clone(self) -> Self:
@@ -182,7 +192,8 @@ class DataraxModule(nnx.Module):
 
         Raises:
             TypeError: If `state` is no dict.
-            ValueError: If its structure is not this module's.
+            ValueError: If its structure is not this module's, or an array has another shape or
+                dtype.
         """
         expect_dict(state)
         own = nnx.state(self)
@@ -191,6 +202,7 @@ class DataraxModule(nnx.Module):
                 f"The state has the structure {jax.tree.structure(state)}, {type(self).__name__} "
                 f"{jax.tree.structure(nnx.to_pure_dict(own))}: restore it into the module it is of."
             )
+        jax.tree_util.tree_map_with_path(_expect_kind, nnx.to_pure_dict(own), state)
         nnx.replace_by_pure_dict(own, state)
         nnx.update(self, own)
 
@@ -220,6 +232,17 @@ def expect_config(config: Any, kind: type, module: DataraxModule) -> None:
         name = type(module).__name__
         raise TypeError(
             f"config={config!r}: expected a {kind.__name__}, as in {name}({kind.__name__}(...))."
+        )
+
+
+def _expect_kind(path, own, given):
+    def kind(x):  # a Python number has no dtype of its own
+        return np.shape(x), getattr(x, "dtype", getattr(own, "dtype", None))
+
+    if kind(own) != kind(given) and hasattr(own, "dtype"):
+        raise ValueError(
+            f"The state's {jax.tree_util.keystr(path)} has the shape and dtype {kind(given)}, the "
+            f"module's {kind(own)}: restore it into the module it is of."
         )
 
 

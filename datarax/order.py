@@ -156,7 +156,7 @@ def _places(mask, size):
 
     def add(place, found):
         places, count = found
-        places = lax.dynamic_update_index_in_dim(places, place, count, 0)
+        places = lax.dynamic_update_index_in_dim(places, place.astype(jnp.int32), count, 0)
         return places, count + mask[place].astype(jnp.int32)
 
     # One by one: a cumulative sum and a scatter take twice as long for so few.

@@ -282,6 +282,10 @@ class Pipeline(nnx.Module):
         """
         self.source.set_state(without_shards(state, self.shards))
 
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Goes to a state of this pipeline; a `for` begins the next epoch, as after a `break`."""
+        self.source.rewind(without_shards(state, self.shards))
+
     def __len__(self) -> int:
         """Number of batches that iterating one epoch gives."""
         if self.source.length is None:

@@ -20,7 +20,7 @@ _LARGE = 1 << 30  # bytes in flight above which no further batch is read
 
 
 def prefetch_to_device(
-    source: Any,
+    source_or_iterable: Any,
     size: int = 2,
     *,
     batch_size: int | None = None,
@@ -33,7 +33,7 @@ def prefetch_to_device(
     are raised in their place, after the batches before them.
 
     Args:
-        source: A source, a pipeline, or any iterable of batches.
+        source_or_iterable: A source, a pipeline, or any iterable of batches.
         size: How many batches are ready at most; fewer where they are larger than a gigabyte.
         batch_size: Records in a batch of a source, to the end of one epoch, the last one short
             where the length asks for it; None: what iterating yields.
@@ -54,7 +54,7 @@ def prefetch_to_device(
         [[0, 1], [2, 3], [4]]
     """
     expect_between("size", size, 1, 2**31 - 1)
-    return Prefetched(source, size, batch_size, sharding)
+    return Prefetched(source_or_iterable, size, batch_size, sharding)
 
 
 State = Callable[[], dict[str, Any]]
@@ -239,10 +239,8 @@ class _Reader:
 
     def rewind(self, state: dict[str, Any]) -> None:
         """Takes the source back to where the loop stopped."""
-        if self._stream:
+        if hasattr(self._source, "rewind"):
             self._source.rewind(state)
-        elif self._eager:
-            self._source.move(state["epoch"], state["index"])
         elif hasattr(self._source, "set_state"):
             self._source.set_state(state)
 

@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,9 +74,8 @@ class OpenShard:
 
     def close(self) -> None:
         """Closes the file."""
-        # A generator left behind in a stall still runs on its own thread and cannot be closed.
-        if not getattr(self._tables, "gi_running", True):
-            self._tables.close()
+        if self._tables is not None:
+            self._closes()
         self._tables = None
 
     def _advance(self) -> bool:
@@ -119,6 +119,8 @@ class OpenShard:
     def _pull(self) -> tuple[pa.Table, Any] | None:
         if self._tables is None:
             self._tables = self._shards.open(self.shard, self._after)
+            # At the end of Python, too: later the modules that closing takes are gone.
+            self._closes = weakref.finalize(self, _close, self._tables)
         return next(self._tables, None)
 
     def _give_up(self, row: int, error: Exception) -> None:
@@ -150,6 +152,12 @@ class OpenShard:
 
     def _error(self, kind: type[Exception], row: int, found: str) -> Exception:
         return kind(f"{self._place(row)}: {found}.")
+
+
+def _close(tables: Iterator) -> None:
+    # A generator left behind in a stall still runs on its own thread and cannot be closed.
+    if not getattr(tables, "gi_running", True):
+        tables.close()
 
 
 def said(error: BaseException) -> str:

@@ -13,11 +13,15 @@ from datarax.shards import IterableShards, Shards, TableShards
 
 @dataclass(frozen=True, eq=False)
 class SplitShards:
-    """The shards of a split, and what is known of where it came from."""
+    """The shards of a split, and what is known of where it came from.
+
+    `given` is the dataset of `from_dataset`, None of one that has a name.
+    """
 
     shards: Shards
     info: datasets.DatasetInfo
     revision: str | None = None
+    given: Any = None
 
 
 def load(config: Any) -> SplitShards:

@@ -97,8 +97,11 @@ def _ragged(dataset, column):
     if lists.null_count or lists.flatten().null_count:
         raise ValueError(f"Column {column!r} holds nulls: fill or filter them first.")
     offsets = lists.offsets.to_numpy()
-    values = lists.values.to_numpy(zero_copy_only=False).astype(np.int32, casting="same_kind")
-    return values, offsets[:-1], np.diff(offsets)
+    values = lists.values.to_numpy(zero_copy_only=False)
+    large = values[values.astype(np.int32) != values]
+    if len(large):
+        raise ValueError(f"Column {column!r} holds {large[0]}, which does not fit into int32.")
+    return values.astype(np.int32), offsets[:-1], np.diff(offsets)
 
 
 def _is_list(array) -> bool:

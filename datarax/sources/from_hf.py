@@ -49,10 +49,9 @@ def from_hf(
         >>> source = from_hf("mnist", "train", shuffle=True)  # doctest: +SKIP
     """
     fields |= {"name": name, "split": split}
-    if streaming is None:
-        streaming, why = _choose(fields)
-        chosen = "on demand (HFStreamingSource)" if streaming else "eager (HFEagerSource)"
-        logger.info("%s:%s is %s: %s.", name, split, chosen, why)
+    streaming, why = _choose(fields) if streaming is None else (streaming, "as asked for")
+    chosen = "on demand (HFStreamingSource)" if streaming else "eager (HFEagerSource)"
+    logger.info("%s:%s is %s: %s.", name, split, chosen, why)
     if streaming:
         return HFStreamingSource(HFStreamingConfig(**fields, streaming=True), rngs=rngs)
     return HFEagerSource(_config(HFEagerConfig, fields), rngs=rngs)

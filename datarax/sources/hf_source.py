@@ -13,12 +13,14 @@ from flax import nnx
 
 from datarax import hub
 from datarax.columns import Columns, chosen_columns, load_columns
+from datarax.errors import listed
 from datarax.fingerprint import fingerprint_dataset
 from datarax.module import expect_config
 from datarax.sources.base import EagerSourceBase, SourceConfigBase
 from datarax.sources.hf_streaming import HFStreamingConfig as HFStreamingConfig
 from datarax.sources.hf_streaming import HFStreamingSource as HFStreamingSource
 from datarax.sources.hf_streaming import expect_dataset_fields
+from datarax.sources.streaming import StreamingSourceBase as StreamingSourceBase
 
 logger = getLogger(__name__)
 
@@ -99,6 +101,7 @@ class _Loaded:
     fingerprint: str
     info: datasets.DatasetInfo
     revision: str | None
+    given: bool = False  # whether `from_dataset` was given the dataset: its name says nothing
 
     def all_columns(self) -> dict[str, Any]:
         return self.read().data
@@ -177,8 +180,10 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
     @classmethod
     def from_dataset(
         cls,
-        dataset: datasets.Dataset,
+        ds: datasets.Dataset,
         *,
+        shuffle: bool = False,
+        seed: int = 42,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
         **fields: Any,
@@ -186,13 +191,15 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
         """Makes a source of a dataset that is already loaded, mapped or filtered.
 
         Args:
-            dataset: A `datasets.Dataset`.
+            ds: A `datasets.Dataset`.
+            shuffle: Whether each epoch has its own random order.
+            seed: Seed of the order, from 0 to 2**32 - 1.
             rngs: Random streams that the source keeps.
             name: A name for messages.
-            **fields: Fields of `HFEagerConfig`, such as `shuffle`, `seed`, `include_keys`.
+            **fields: Other fields of `HFEagerConfig`, such as `include_keys`.
 
         Raises:
-            TypeError: If `dataset` is no `datasets.Dataset`.
+            TypeError: If `ds` is no `datasets.Dataset`.
             ValueError: As the constructor.
 
         Example:
@@ -200,17 +207,16 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
             >>> len(HFEagerSource.from_dataset(dataset))
             2
         """
-        if not isinstance(dataset, datasets.Dataset):
-            hint = "; pick a split, as in from_dataset(ds['train'])" * isinstance(dataset, dict)
-            raise TypeError(
-                f"dataset is a {type(dataset).__name__}: expected a datasets.Dataset{hint}."
-            )
+        if not isinstance(ds, datasets.Dataset):
+            hint = "; pick a split, as in from_dataset(ds['train'])" * isinstance(ds, dict)
+            raise TypeError(f"ds is a {type(ds).__name__}: expected a datasets.Dataset{hint}.")
+        fields |= {"shuffle": shuffle, "seed": seed}
         if fields.get("streaming"):
-            return HFStreamingSource.from_dataset(dataset, rngs=rngs, name=name, **fields)
-        fields.setdefault("name", dataset.info.dataset_name or "dataset")
-        fields.setdefault("split", str(dataset.split or "all"))
+            return HFStreamingSource.from_dataset(ds, rngs=rngs, name=name, **fields)
+        fields.setdefault("name", ds.info.dataset_name or "dataset")
+        fields.setdefault("split", str(ds.split or "all"))
         config = HFEagerConfig(**fields)
-        loaded = _columns_of(dataset, config, revision=None)
+        loaded = dataclasses.replace(_columns_of(ds, config, revision=None), given=True)
         return cls(config, rngs=rngs, name=name, _loaded=loaded)
 
     @property
@@ -253,9 +259,21 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
 
         The data is loaded again only if `config` names other data. Without a `config` the order and
         the statistics are this source's as they are set now.
+
+        Raises:
+            TypeError: If `config` is no `HFEagerConfig`.
+            ValueError: If it names other data and this source is one of `from_dataset`.
         """
         own, config = config is None, self.config if config is None else config
+        expect_config(config, HFEagerConfig, self)
         same = all(getattr(config, f) == getattr(self.config, f) for f in _DATA_FIELDS)
+        if self._loaded.given and not same:
+            other = [f for f in _DATA_FIELDS if getattr(config, f) != getattr(self.config, f)]
+            raise ValueError(
+                f"{self._label()} was made of a dataset at hand, which copy cannot load again with "
+                f"another {listed(other)}: write HFEagerSource.from_dataset(ds, "
+                f"{other[0]}={getattr(config, other[0])!r})."
+            )
         copy = type(self)(
             config,
             rngs=self.rngs if rngs is None else rngs,
@@ -297,3 +315,11 @@ def _columns_of(dataset, config, revision) -> _Loaded:
         info=dataset.info,
         revision=revision,
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name != "from_hf":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from datarax.sources.from_hf import from_hf  # which imports this module
+
+    return from_hf

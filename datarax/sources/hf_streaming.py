@@ -127,8 +127,10 @@ class HFStreamingSource(StreamingSourceBase):
     @classmethod
     def from_dataset(
         cls,
-        dataset: "datasets.Dataset | datasets.IterableDataset",
+        ds: "datasets.Dataset | datasets.IterableDataset",
         *,
+        shuffle: bool = False,
+        seed: int = 42,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
         **fields: Any,
@@ -136,13 +138,15 @@ class HFStreamingSource(StreamingSourceBase):
         """Makes a source of a dataset at hand, mapped or filtered in any way.
 
         Args:
-            dataset: An `IterableDataset`, or a `Dataset`, which is read from where it is.
+            ds: An `IterableDataset`, or a `Dataset`, which is read from where it is.
+            shuffle: Whether each epoch has its own random order.
+            seed: Seed of the order, from 0 to 2**32 - 1.
             rngs: Random streams that the source keeps.
             name: A name for messages.
-            **fields: Any field of `HFStreamingConfig`, such as `shuffle` and `seed`.
+            **fields: Other fields of `HFStreamingConfig`, such as `shuffle_buffer_size`.
 
         Raises:
-            TypeError: If `dataset` is neither.
+            TypeError: If `ds` is neither.
 
         Example:
             >>> stream = datasets.Dataset.from_dict({"x": range(4)}).to_iterable_dataset()
@@ -150,17 +154,18 @@ class HFStreamingSource(StreamingSourceBase):
             >>> source.get_batch(4)["y"].tolist()
             [0, 2, 4, 6]
         """
-        if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
-            hint = "; pick a split, as in from_dataset(ds['train'])" * isinstance(dataset, dict)
+        if not isinstance(ds, (datasets.Dataset, datasets.IterableDataset)):
+            hint = "; pick a split, as in from_dataset(ds['train'])" * isinstance(ds, dict)
             raise TypeError(
-                f"dataset is a {type(dataset).__name__}: expected a datasets.IterableDataset or a "
+                f"ds is a {type(ds).__name__}: expected a datasets.IterableDataset or a "
                 f"datasets.Dataset{hint}."
             )
-        fields.setdefault("name", dataset.info.dataset_name or "dataset")
-        fields.setdefault("split", str(dataset.split or "all"))
-        fields.setdefault("streaming", isinstance(dataset, datasets.IterableDataset))
+        fields |= {"shuffle": shuffle, "seed": seed}
+        fields.setdefault("name", ds.info.dataset_name or "dataset")
+        fields.setdefault("split", str(ds.split or "all"))
+        fields.setdefault("streaming", isinstance(ds, datasets.IterableDataset))
         config = HFStreamingConfig(**fields)
-        read = SplitShards(shards_of(dataset, config), dataset.info)
+        read = SplitShards(shards_of(ds, config), ds.info, given=ds)
         return cls(config, rngs=rngs, name=name, _read=read)
 
     # --- what the configuration says -------------------------------------------------------------
@@ -202,15 +207,25 @@ class HFStreamingSource(StreamingSourceBase):
     def copy(self, *, config=None, rngs=None, name=None) -> "HFStreamingSource":
         """Returns a source with other arguments, at the start of epoch 0.
 
-        The data is opened again only if `config` differs.
+        The data is opened again only if `config` differs. Without a `config` the order and the
+        statistics are this source's as they are set now.
+
+        Raises:
+            TypeError: If `config` is no `HFStreamingConfig`.
         """
-        config = self.config if config is None else config
-        return type(self)(
+        own, config = config is None, self.config if config is None else config
+        expect_config(config, HFStreamingConfig, self)
+        read, given = self._read, self._read.given
+        if config != self.config:
+            shards = None if given is None else shards_of(given, config)
+            read = None if given is None else dataclasses.replace(read, shards=shards)
+        copy = type(self)(
             config,
             rngs=self.rngs if rngs is None else rngs,
             name=self.name if name is None and config == self.config else name,
-            _read=self._read if config == self.config else None,
+            _read=read,
         )
+        return self._settings_to(copy) if own else copy
 
 
 def expect_dataset_fields(config: Any) -> None:

@@ -46,8 +46,8 @@ class OrderedRecords(DataraxModule):
         self.length = length
         self.index = nnx.Variable(0)
         self.epoch = nnx.Variable(0)
-        self._shuffle = shuffle
-        self._seed = seed
+        self._shuffle = bool(shuffle)  # of NumPy's kinds the state could not be JSON
+        self._seed = int(seed)
         self.fingerprint = fingerprint
         self.revision = revision
         self._resumes = nnx.Variable(False)  # whether a `for` goes on where `set_state` put it
@@ -151,6 +151,10 @@ class OrderedRecords(DataraxModule):
         self._shuffle, self._seed = shuffle, seed
         self.move(epoch, index)
         self._resumes.set_value(True)
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Goes to a state of this source; a `for` begins the next epoch, as after a `break`."""
+        self.move(state["epoch"], state["index"])
 
     def _settings_to(self, copy: Self) -> Self:
         copy._shuffle, copy._seed = self._shuffle, self._seed

@@ -264,6 +264,10 @@ class PositionedStreams(DataraxModule):
         self.epoch.set_value(epoch)
         self._resumes = False
 
+    def _settings_to(self, copy: Self) -> Self:
+        copy._reorder(shuffle=self.is_random_order, seed=self.seed)
+        return super()._settings_to(copy)
+
     def _reorder(self, **changes: Any) -> None:
         old = self._streams
         order = Order(**{**vars(old.order), **changes})

@@ -1,5 +1,8 @@
 """Making sources: from folders, datasets and arrays, and what is refused."""
 
+import dataclasses
+import json
+
 import datasets
 import jax
 import jax.numpy as jnp
@@ -128,6 +131,48 @@ def test_an_empty_split_is_said():
         HFEagerSource.from_dataset(datasets.Dataset.from_dict({"x": []}))
 
 
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        ("train[:0]", r"'train\[:0\]' of .* is empty: 'train' has 5 rows"),
+        ("train[9:]", "'train' has 5 rows"),
+        ("train[2", "'train' has 5 rows"),
+    ],
+)
+def test_a_slice_without_rows_is_said_with_those_there_are(tmp_path, split, words):
+    datasets.Dataset.from_dict({"x": range(5)}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=words):
+        HFEagerSource(HFEagerConfig(name=str(tmp_path), split=split))
+
+
+@pytest.mark.parametrize("kind", [HFEagerSource, HFStreamingSource])
+def test_a_copy_of_a_source_of_a_dataset_at_hand(kind):
+    source = kind.from_dataset(datasets.Dataset.from_dict({"x": range(5), "y": range(5)}))
+    source.set_statistics({"mean": 0.5})
+    source.set_random_order(True)
+    copy = source.copy()
+    assert copy.is_random_order
+    assert copy.get_statistics() == {"mean": 0.5}
+    shuffled = source.copy(config=dataclasses.replace(source.config, shuffle=True, seed=1))
+    again = kind.from_dataset(datasets.Dataset.from_dict({"x": range(5)}), shuffle=True, seed=1)
+    assert shuffled.get_batch(5)["x"].tolist() == again.get_batch(5)["x"].tolist()
+    with pytest.raises(TypeError, match=f"expected a {kind.__name__[:-6]}Config"):
+        source.copy(config=datarax.DataraxModuleConfig(cacheable=True))
+    other = dataclasses.replace(source.config, include_keys={"x"})
+    if kind is HFStreamingSource:
+        assert set(source.copy(config=other).get_batch(5)) == {"x"}
+        return
+    with pytest.raises(ValueError, match=r"dataset at hand.*from_dataset\(ds, include_keys="):
+        source.copy(config=other)
+
+
+def test_a_state_of_numpys_numbers_is_json():
+    source = MemorySource(
+        MemorySourceConfig(shuffle=np.bool_(True), seed=np.int64(5)), {"x": np.arange(3)}
+    )
+    assert json.loads(json.dumps(source.get_state()))["order"] == {"shuffle": True, "seed": 5}
+
+
 def test_an_unknown_column_is_said_with_those_there_are():
     dataset = datasets.Dataset.from_dict({"label": [1], "text": ["a"]})
     with pytest.raises(ValueError, match="labels") as error:
@@ -142,3 +187,7 @@ def test_the_public_names_are_where_the_page_has_them():
 
     assert hf_source.logger.name == "datarax.sources.hf_source"
     assert datarax.sources.HFEagerSource is hf_source.HFEagerSource is datarax.HFEagerSource
+    assert hf_source.from_hf is datarax.from_hf
+    assert hf_source.StreamingSourceBase is datarax.StreamingSourceBase
+    with pytest.raises(AttributeError, match="no attribute 'from_hub'"):
+        _ = hf_source.from_hub

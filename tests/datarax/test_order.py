@@ -48,6 +48,16 @@ def test_equals_grain_bit_for_bit(num_records, rounds):
         np.testing.assert_array_equal(np.asarray(got), want)
 
 
+@pytest.mark.parametrize("num_records", [10, 1000, pytest.param(60_000, marks=pytest.mark.slow)])
+def test_x64_changes_nothing(num_records):
+    index = np.arange(200)
+    want = index_shuffle(index, num_records=num_records, seed=3)
+    with jax.enable_x64(True):
+        got = index_shuffle(index, num_records=num_records, seed=3)
+    assert got.dtype == jnp.int32
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("num_records", [2**16 + 1, 2**18 + 1])
 def test_a_permutation_where_grains_is_none(num_records):
     index = np.arange(num_records)

@@ -75,6 +75,25 @@ def test_a_pipeline_and_a_source_without_batch_size_yield_what_iterating_yields(
         assert ahead.get_state()["index"] == 64
 
 
+@pytest.mark.parametrize("make", [lambda: pipeline(), lambda: eager()])
+def test_a_for_after_one_that_was_closed_begins_the_next_epoch(make):
+    def first(batch):
+        return np.ravel(batch["y" if "y" in batch else "x"])[0]
+
+    expected = make()
+    next(iter(expected))
+    with prefetch_to_device(source := make()) as ahead:
+        next(ahead)
+    assert first(next(iter(source))) == first(next(iter(expected)))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64])
+def test_arrays_of_any_kind_are_placed(dtype):
+    (batch,) = prefetch_to_device([{"x": np.ones(2, dtype), "text": np.array(["a"], object)}])
+    assert isinstance(batch["x"], jax.Array)
+    assert isinstance(batch["text"], np.ndarray)
+
+
 def test_errors_come_in_their_place():
     def batches():
         for number in range(3):

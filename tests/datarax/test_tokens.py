@@ -56,6 +56,7 @@ def test_padded_tokens_are_arrays_and_other_columns_stay():
         ({"input_ids": [1, 2]}, "lists of integers"),
         ({"input_ids": [[1.5]]}, "lists of integers"),
         ({"input_ids": [[1], None]}, "nulls"),
+        ({"input_ids": [[1, 2**40]]}, "1099511627776, which does not fit into int32"),
     ],
 )
 def test_what_is_no_token_list_is_said(dataset, words):
