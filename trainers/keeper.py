@@ -12,6 +12,7 @@ import jax
 from etils import epath
 from flax import nnx
 
+from datarax.graph import Graph
 from trainers import agreement, compilation
 from trainers.batches import Feed
 from trainers.checksum import checksums, dotted, kind
@@ -152,8 +153,9 @@ class Keeper:
                 )
             self._plan.batches.check(data)
             for name, own in _config(self._plan).items():
-                if saved["config"][name] != own:
-                    raise ValueError(f"It had {name} {saved['config'][name]}, this run has {own}.")
+                had = saved["config"].get(name, own)  # without stages it notes no rngs
+                if had != own:
+                    raise ValueError(f"It had {name} {had}, this run has {own}.")
         except (ValueError, TypeError) as error:
             if self._plan.resume_data == "restart":
                 logger.warning("%s is of other data: they begin anew.", self._where(step))
@@ -265,8 +267,11 @@ def _held(workdir: epath.Path) -> Iterator[None]:
 
 def _config(plan: Plan) -> dict[str, Any]:
     """Returns what decides the batches, beside the source's state."""
-    key = jax.random.key_data(plan.batches.key)
-    return {"batch_size": plan.batches.batch_size, "rngs of the Pipeline": key.tolist()}
+    config: dict[str, Any] = {"batch_size": plan.batches.batch_size}
+    # Without stages nothing is drawn from the key, whatever seed it was made of.
+    if nnx.graphdef(plan.pipeline.stages) != nnx.graphdef(Graph.chain([])):
+        config["rngs of the Pipeline"] = jax.random.key_data(plan.batches.key).tolist()
+    return config
 
 
 def _arrays(state: State) -> dict[str, Any]:

@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from datarax import Pipeline
 from tests.support.models import MLP, Normed, assert_same, memory, points
-from tests.support.runs import at, checkpoint, said, trainer
-from trainers import Checkpoints, every, load
+from tests.support.runs import at, checkpoint, noise, said, trainer
+from trainers import Checkpoints, Trainer, every, load
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -78,6 +80,24 @@ def test_a_missing_state_of_the_data_is_refused_and_restart_begins_it_anew(begun
     result = trainer(begun, resume_data="restart", callbacks=[at(12)]).fit()
     assert result.step == 12
     assert checkpoint(begun, 12)["first"] == 8
+
+
+def test_the_key_of_the_stages_is_compared_where_there_are_stages(tmp_path):
+    source = memory({name: column for name, column in points(16).items() if name != "id"})
+
+    def run(steps, seed, stages=None):
+        given = source
+        if stages is not None:
+            rngs = nnx.Rngs(seed)
+            given = Pipeline(source=source, stages=stages, batch_size=8, rngs=rngs)
+        options = {"batch_size": 8, "steps": steps, "seed": seed, "workdir": tmp_path}
+        return Trainer(MLP(), given, **options).fit().step
+
+    assert [run(2, seed=0), run(3, seed=1)] == [2, 3]
+    assert run(4, seed=2, stages=[noise]) == 4  # of no other key has anything been drawn
+    with pytest.raises(ValueError, match=r"It had rngs of the Pipeline .*, this run has"):
+        run(5, seed=3, stages=[noise])
+    assert run(5, seed=3, stages=[]) == 5  # a checkpoint that holds a key which is not used
 
 
 def test_restarted_data_begins_with_batch_0(begun):
