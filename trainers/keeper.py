@@ -12,6 +12,7 @@ import jax
 from etils import epath
 from flax import nnx
 
+from datarax.errors import closest, listed
 from datarax.graph import Graph
 from trainers import agreement, compilation
 from trainers.batches import Feed
@@ -47,6 +48,7 @@ class Keeper:
         self._data: dict[str, Any] | None = None  # the source's state that was restored
         self._feed: Feed | StreamFeed | None = None
         self._best_at: int | None = None
+        self._best_is_missed = False
         self._saved_at = time.monotonic()
 
     @contextlib.contextmanager
@@ -204,11 +206,27 @@ class Keeper:
     def save_best(self, run: Run, state: State) -> None:
         """Saves this step beside the others if its evaluation is the best so far."""
         best = run.best(self._plan.checkpoint.best)
+        if best is None:
+            self._miss_best(run)
         if self._best is None or best is None or best[0] != run.step:
             return
         if run.step not in self._best.steps():  # it is, where a killed run had come further
             self._best_at = run.step
             self._try(self._best, self._put, run, state)
+
+    def _miss_best(self, run: Run) -> None:
+        """Says once, after a log and an evaluation, that nothing has the metric of the best."""
+        of, names = self._plan.checkpoint.best, sorted(run.metrics)
+        parts = ["train/", "eval/"] if self._plan.evaluators else ["train/"]
+        seen = all(any(name.startswith(part) for name in names) for part in parts)
+        if of is not None and seen and not self._best_is_missed:
+            # No error: a callback may add the metric later.
+            self._best_is_missed = True
+            logger.warning(
+                "best=%r, but no log up to step %d has that metric, so there is no best yet: there "
+                "are %s.%s",
+                *(of, run.step, listed(names), closest(of[0], names)),
+            )
 
     def finish(self, run: Run, state: State) -> None:
         """Saves the last step and waits until everything is written.

@@ -217,6 +217,19 @@ def test_the_best_survives_a_kill_while_it_is_written(tmp_path):
     assert_same(load(tmp_path, Normed(), step="best"), trainer(None, steps=5).fit().model)
 
 
+def test_a_best_of_a_metric_that_no_log_has_is_said_once(tmp_path, caplog):
+    def add(run):
+        run.history[-1]["own"] = 1.0
+
+    for workdir, best in ((tmp_path, "eval/acc"), (None, "own")):
+        options = {"checkpoint": Checkpoints(best=(best, "max")), "callbacks": [add]}
+        result = trainer(workdir, **options).fit()
+        assert (result.best is None) == (best == "eval/acc")
+    (warning,) = said(caplog, "trainers.keeper")
+    assert "best=('eval/acc', 'max'), but no log up to step 5 has that metric" in warning
+    assert "there are 'eval/loss', 'own', 'train/loss'." in warning
+
+
 def test_an_exception_leaves_whole_checkpoints(tmp_path):
     def fail(run):
         raise ZeroDivisionError
