@@ -225,8 +225,12 @@ def as_pipeline(
     """
     if isinstance(source, Pipeline):
         if shards not in (1, source.shards):
+            # They decide the Pipeline's order and state, so it is not built anew with others.
+            remedy = (
+                f"write Pipeline(..., shards={shards})" if source.shards == 1 else "give it once"
+            )
             raise ValueError(
-                f"shards={shards}, but the Pipeline has shards={source.shards}: give it once."
+                f"shards={shards}, but the Pipeline has shards={source.shards}: {remedy}."
             )
         if batch_size not in (None, source.batch_size):
             raise ValueError(
