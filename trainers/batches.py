@@ -243,7 +243,13 @@ def as_pipeline(
     if isinstance(source, datasets.IterableDataset):
         source = HFStreamingSource.from_dataset(source, shuffle=shuffle)
     if not isinstance(source, Source):
-        hint = "; pick a split, as in source['train']" * isinstance(source, dict)
+        hint = ""
+        if isinstance(source, Mapping):
+            whole = Source | Pipeline | datasets.Dataset | datasets.IterableDataset
+            splits = any(isinstance(one, whole) for one in source.values())
+            hint = "; pick a split, as in source['train']"
+            if not splits:
+                hint = "; of a dict of arrays write MemorySource(MemorySourceConfig(), {...})"
         raise TypeError(
             f"source is a {type(source).__name__}: expected a source such as HFEagerSource, a "
             f"Pipeline or a datasets.Dataset{hint}."
