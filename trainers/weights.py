@@ -15,7 +15,7 @@ from datarax.errors import listed
 from trainers import agreement
 from trainers.checksum import dotted
 from trainers.keys import with_keys, without_keys
-from trainers.store import DamagedError, Store
+from trainers.store import DamagedError, Store, absolute
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def load(
     Example:
         >>> model = load("runs/mnist", CNN(28, rngs=nnx.Rngs(0)))  # doctest: +SKIP
     """
-    path = epath.Path(workdir)
+    path = absolute(workdir)
     found = _read(path, step, "write load(workdir), with the workdir that the Trainer was given")
     if model is None:
         return found
@@ -79,7 +79,7 @@ def initialize(model: nnx.Module, path: epath.PathLike) -> None:
         FileNotFoundError: If there is nothing.
         ValueError: If they share no variable, or a shared one has another shape.
     """
-    path = epath.Path(path)
+    path = absolute(path)
     state = nnx.state(model, nnx.Not(nnx.RngState))
     write = "write init_from=workdir, with the workdir that the other run's Trainer was given"
     own, given = _flat(nnx.to_pure_dict(state)), _flat(_read(path, None, write))
@@ -118,7 +118,7 @@ def export(model: nnx.Module, path: epath.PathLike) -> None:
 
     def write() -> None:
         if agreement.is_first():
-            epath.Path(path).write_bytes(library.numpy.save(gathered))
+            absolute(path).write_bytes(library.numpy.save(gathered))
 
     if any(map(_is_spread, flat.values())):
         agreement.together(write)  # so that each may read it afterwards

@@ -242,8 +242,10 @@ def test_an_exception_leaves_whole_checkpoints(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_workdir_may_be_relative(tmp_path, monkeypatch):
+def test_a_workdir_may_be_relative_or_a_file_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = trainer("runs/one").fit()
     assert_same(load("runs/one", Normed()), result.model)
     assert trainer("runs/one").fit().step == result.step
+    assert trainer(f"file://{tmp_path}/runs/one").fit().step == result.step
+    assert_same(load(f"file://{tmp_path}/runs/one", Normed()), result.model)
