@@ -225,8 +225,12 @@ def as_pipeline(
     """
     if isinstance(source, Pipeline):
         if shards not in (1, source.shards):
+            # They decide the Pipeline's order and state, so it is not built anew with others.
+            remedy = (
+                f"write Pipeline(..., shards={shards})" if source.shards == 1 else "give it once"
+            )
             raise ValueError(
-                f"shards={shards}, but the Pipeline has shards={source.shards}: give it once."
+                f"shards={shards}, but the Pipeline has shards={source.shards}: {remedy}."
             )
         if batch_size not in (None, source.batch_size):
             raise ValueError(
@@ -239,7 +243,13 @@ def as_pipeline(
     if isinstance(source, datasets.IterableDataset):
         source = HFStreamingSource.from_dataset(source, shuffle=shuffle)
     if not isinstance(source, Source):
-        hint = "; pick a split, as in source['train']" * isinstance(source, dict)
+        hint = ""
+        if isinstance(source, Mapping):
+            whole = Source | Pipeline | datasets.Dataset | datasets.IterableDataset
+            splits = any(isinstance(one, whole) for one in source.values())
+            hint = "; pick a split, as in source['train']"
+            if not splits:
+                hint = "; of a dict of arrays write MemorySource(MemorySourceConfig(), {...})"
         raise TypeError(
             f"source is a {type(source).__name__}: expected a source such as HFEagerSource, a "
             f"Pipeline or a datasets.Dataset{hint}."

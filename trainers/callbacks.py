@@ -32,6 +32,26 @@ class every:
         return self.callback(run)
 
 
+def stops(callback: Callback, run: Run) -> bool:
+    """Calls a callback and returns whether it stops the run.
+
+    Raises:
+        TypeError: If it returns neither True, False nor None, nor a 0, which says no.
+    """
+    answer = callback(run)
+    is_array = hasattr(answer, "dtype")
+    if (is_array and answer.dtype == bool and answer.size == 1) or answer is True:
+        return bool(answer)
+    # A lambda may return what it was not meant to, such as a model, which is not a wish to stop.
+    if answer is not None and (is_array or answer):
+        name = getattr(callback, "__qualname__", type(callback).__name__)
+        raise TypeError(
+            f"The callback {name} returned a {type(answer).__name__}: return True to stop the run, "
+            "None to go on."
+        )
+    return False
+
+
 def early_stopping(
     metric: str = "eval/loss", *, patience: int = 3, mode: str = "min", least: float = 0.0
 ) -> Callback:

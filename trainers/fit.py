@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from trainers import agreement, divergence, memory, program
+from trainers.callbacks import stops
 from trainers.clock import Clock
 from trainers.config import decisions
 from trainers.initial import initial_state
@@ -263,14 +264,14 @@ class Fit:
         if not due:
             return False
 
-        def stops() -> bool:
-            answers = [bool(callback(self.run)) for callback in due]
+        def ask() -> bool:
+            answers = [stops(callback, self.run) for callback in due]
             self.run.settle()
             return any(answers)
 
         # A clock may decide what a callback says: one that stops, or raises, does so for all; the
         # history, by which all decide what is best, is the first process's.
-        told = agreement.collected([agreement.together(stops), self.run.history[-1:]])
+        told = agreement.collected([agreement.together(ask), self.run.history[-1:]])
         self.run.history[-1:] = told[0][1]
         return any(one for one, _ in told)
 

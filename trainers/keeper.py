@@ -12,6 +12,8 @@ import jax
 from etils import epath
 from flax import nnx
 
+from datarax.errors import closest, listed
+from datarax.graph import Graph
 from trainers import agreement, compilation
 from trainers.batches import Feed
 from trainers.checksum import checksums, dotted, kind
@@ -46,6 +48,7 @@ class Keeper:
         self._data: dict[str, Any] | None = None  # the source's state that was restored
         self._feed: Feed | StreamFeed | None = None
         self._best_at: int | None = None
+        self._best_is_missed = False
         self._saved_at = time.monotonic()
 
     @contextlib.contextmanager
@@ -152,8 +155,9 @@ class Keeper:
                 )
             self._plan.batches.check(data)
             for name, own in _config(self._plan).items():
-                if saved["config"][name] != own:
-                    raise ValueError(f"It had {name} {saved['config'][name]}, this run has {own}.")
+                had = saved["config"].get(name, own)  # without stages it notes no rngs
+                if had != own:
+                    raise ValueError(f"It had {name} {had}, this run has {own}.")
         except (ValueError, TypeError) as error:
             if self._plan.resume_data == "restart":
                 logger.warning("%s is of other data: they begin anew.", self._where(step))
@@ -202,11 +206,27 @@ class Keeper:
     def save_best(self, run: Run, state: State) -> None:
         """Saves this step beside the others if its evaluation is the best so far."""
         best = run.best(self._plan.checkpoint.best)
+        if best is None:
+            self._miss_best(run)
         if self._best is None or best is None or best[0] != run.step:
             return
         if run.step not in self._best.steps():  # it is, where a killed run had come further
             self._best_at = run.step
             self._try(self._best, self._put, run, state)
+
+    def _miss_best(self, run: Run) -> None:
+        """Says once, after a log and an evaluation, that nothing has the metric of the best."""
+        of, names = self._plan.checkpoint.best, sorted(run.metrics)
+        parts = ["train/", "eval/"] if self._plan.evaluators else ["train/"]
+        seen = all(any(name.startswith(part) for name in names) for part in parts)
+        if of is not None and seen and not self._best_is_missed:
+            # No error: a callback may add the metric later.
+            self._best_is_missed = True
+            logger.warning(
+                "best=%r, but no log up to step %d has that metric, so there is no best yet: there "
+                "are %s.%s",
+                *(of, run.step, listed(names), closest(of[0], names)),
+            )
 
     def finish(self, run: Run, state: State) -> None:
         """Saves the last step and waits until everything is written.
@@ -265,8 +285,11 @@ def _held(workdir: epath.Path) -> Iterator[None]:
 
 def _config(plan: Plan) -> dict[str, Any]:
     """Returns what decides the batches, beside the source's state."""
-    key = jax.random.key_data(plan.batches.key)
-    return {"batch_size": plan.batches.batch_size, "rngs of the Pipeline": key.tolist()}
+    config: dict[str, Any] = {"batch_size": plan.batches.batch_size}
+    # Without stages nothing is drawn from the key, whatever seed it was made of.
+    if nnx.graphdef(plan.pipeline.stages) != nnx.graphdef(Graph.chain([])):
+        config["rngs of the Pipeline"] = jax.random.key_data(plan.batches.key).tolist()
+    return config
 
 
 def _arrays(state: State) -> dict[str, Any]:

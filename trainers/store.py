@@ -30,7 +30,7 @@ _UNFINISHED, _REPLACED = ".orbax-checkpoint-tmp", "replaced-"
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """Returns a path that stays the same wherever the process goes; Orbax takes no other."""
-    path = epath.Path(path)
+    path = epath.Path(os.fspath(path).removeprefix("file://"))
     return path if "://" in os.fspath(path) else path.absolute()
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -159,9 +159,12 @@ class Trainer:
         expect_between("log_every", log_every, 1, 2**31 - 1)
         expect_between("accumulate", accumulate, 1, 2**31 - 1)
         if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
+            hint = "such as optimizer=optax.adamw(1e-3)"
+            if isinstance(optimizer, optax.MultiSteps):
+                hint = "write optimizer=optax.MultiSteps(...).gradient_transformation()"
             raise TypeError(
                 f"optimizer is a {type(optimizer).__name__}: expected an optax transformation, "
-                "such as optimizer=optax.adamw(1e-3)."
+                f"{hint}."
             )
         if loss is not None and not callable(loss):
             raise TypeError(
@@ -175,8 +178,8 @@ class Trainer:
                 f"metrics={metrics!r}: expected a clu.metrics.Collection class, such as "
                 "metrics=clu.metrics.Collection.create(accuracy=clu.metrics.Accuracy)."
             )
-        if ema is not None and not 0 < ema < 1:
-            raise ValueError(f"ema={ema}: expected a number between 0 and 1, such as ema=0.999.")
+        if ema is not None and not (hasattr(ema, "__float__") and 0 < ema < 1):
+            raise ValueError(f"ema={ema!r}: expected a number between 0 and 1, such as ema=0.999.")
         _expect_precision(precision)
         if resume_data not in ("exact", "restart"):
             raise ValueError(f'resume_data={resume_data!r}: expected "exact" or "restart".')
@@ -184,6 +187,9 @@ class Trainer:
             raise TypeError(
                 f"checkpoint is a {type(checkpoint).__name__}: write checkpoint=Checkpoints(...)."
             )
+        callbacks = _all("callbacks", callbacks, callable, "functions run -> bool | None", "fn")
+        writers = () if writers is None else writers
+        writers = _all("writers", writers, _writes, "objects with write_scalars", "writer")
         expect_profile(profile, workdir)
         self.model = model
         expect_between("seed", seed, 0, 2**32 - 1)
@@ -222,11 +228,11 @@ class Trainer:
             steps=self.steps,
             log_every=log_every,
             eval_every=eval_every or self.steps_per_epoch or self.steps,
-            callbacks=tuple(callbacks),
+            callbacks=callbacks,
             checkpoint=checkpoint,
             workdir=None if workdir is None else absolute(workdir),
             init_from=None if init_from is None else absolute(init_from),
-            writers=tuple(writers or ()),
+            writers=writers,
             resume_data=resume_data,
             profile=profile,
         )
@@ -402,10 +408,34 @@ class Trainer:
 
 
 def _expect_precision(precision: Any) -> None:
-    if precision is None or jnp.dtype(precision) in (jnp.bfloat16, jnp.float32):
+    if precision is None:
         return
-    why = " overflows without loss scaling" * (jnp.dtype(precision) == jnp.float16)
-    raise ValueError(f"precision={jnp.dtype(precision)}{why}: write precision=jnp.bfloat16.")
+    try:
+        dtype = jnp.dtype(precision)
+    except TypeError:
+        raise ValueError(
+            f"precision={precision!r} is no dtype: write precision=jnp.bfloat16."
+        ) from None
+    if dtype not in (jnp.bfloat16, jnp.float32):
+        why = " overflows without loss scaling" * (dtype == jnp.float16)
+        raise ValueError(f"precision={dtype}{why}: write precision=jnp.bfloat16.")
+
+
+def _all(name: str, given: Any, fits: Callable[[Any], bool], what: str, one: str) -> tuple:
+    """Returns a list's elements; raises `TypeError` where it is no list or one does not fit."""
+    is_list = isinstance(given, Iterable) and not isinstance(given, str)
+    found = tuple(given) if is_list else ()
+    wrong = [element for element in found if not fits(element)]
+    if not is_list or wrong:
+        verb, kind = ("holds", type(wrong[0])) if wrong else ("is", type(given))
+        raise TypeError(
+            f"{name} {verb} a {kind.__name__}: expected a list of {what}, write {name}=[{one}]."
+        )
+    return found
+
+
+def _writes(writer: Any) -> bool:
+    return callable(getattr(writer, "write_scalars", None))
 
 
 def _dealt(pipeline: Pipeline) -> int:

@@ -15,7 +15,7 @@ from datarax.errors import listed
 from trainers import agreement
 from trainers.checksum import dotted
 from trainers.keys import with_keys, without_keys
-from trainers.store import DamagedError, Store
+from trainers.store import DamagedError, Store, absolute
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def load(
     Example:
         >>> model = load("runs/mnist", CNN(28, rngs=nnx.Rngs(0)))  # doctest: +SKIP
     """
-    path = epath.Path(workdir)
-    found = _read(path, step)
+    path = absolute(workdir)
+    found = _read(path, step, "write load(workdir), with the workdir that the Trainer was given")
     if model is None:
         return found
     own = _flat(without_keys(nnx.to_pure_dict(nnx.state(model))))
@@ -79,9 +79,10 @@ def initialize(model: nnx.Module, path: epath.PathLike) -> None:
         FileNotFoundError: If there is nothing.
         ValueError: If they share no variable, or a shared one has another shape.
     """
-    path = epath.Path(path)
+    path = absolute(path)
     state = nnx.state(model, nnx.Not(nnx.RngState))
-    own, given = _flat(nnx.to_pure_dict(state)), _flat(_read(path, None))
+    write = "write init_from=workdir, with the workdir that the other run's Trainer was given"
+    own, given = _flat(nnx.to_pure_dict(state)), _flat(_read(path, None, write))
     streams = _flat(without_keys(nnx.to_pure_dict(nnx.state(model, nnx.RngState))))
     reshaped = _reshaped(own, given)
     if reshaped or not own.keys() & given.keys():
@@ -117,7 +118,7 @@ def export(model: nnx.Module, path: epath.PathLike) -> None:
 
     def write() -> None:
         if agreement.is_first():
-            epath.Path(path).write_bytes(library.numpy.save(gathered))
+            absolute(path).write_bytes(library.numpy.save(gathered))
 
     if any(map(_is_spread, flat.values())):
         agreement.together(write)  # so that each may read it afterwards
@@ -135,19 +136,21 @@ def _is_spread(array) -> bool:
     return is_jax and not (array.is_fully_addressable or array.is_fully_replicated)
 
 
-def _read(path, step):
-    return _safetensors(path) if _is_safetensors(path) else _checkpoint(path, step)
+def _read(path, step, write):
+    return _safetensors(path) if _is_safetensors(path) else _checkpoint(path, step, write)
 
 
-def _checkpoint(workdir, step):
+def _checkpoint(workdir, step, write):
     directory = workdir / (BEST if step == "best" else CHECKPOINTS)
     store = Store(directory) if directory.exists() else None
     steps = store.steps() if store is not None else []
     wanted = steps[-1] if step == "best" and steps else step
     if not steps or wanted not in (None, *steps):
+        which = "checkpoint" if step in (None, "best") else f"checkpoint of step {step}"
+        if steps:
+            write = f"write load(workdir, step={steps[-1]})"
         raise FileNotFoundError(
-            f"There is no such checkpoint in {os.fspath(directory)}, which has the steps {steps}: "
-            "write load(workdir), with the workdir that the Trainer was given."
+            f"There is no {which} in {os.fspath(directory)}, which has the steps {steps}: {write}."
         )
 
     def read(step):

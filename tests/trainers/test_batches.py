@@ -116,3 +116,13 @@ def test_a_pipeline_s_batch_size_is_given_once():
     assert as_pipeline(memory(points(8)), None).batch_size == 128
     with pytest.raises(ValueError, match="batch_size=8, but the Pipeline has batch_size=4"):
         Trainer(MLP(), pipeline, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [(1, r"has shards=1: write Pipeline\(..., shards=4\)"), (2, "has shards=2: give it once")],
+)
+def test_shards_belong_to_a_pipeline(own, message):
+    pipeline = Pipeline(source=memory(points(8)), stages=[], batch_size=4, shards=own)
+    with pytest.raises(ValueError, match=message):
+        Trainer(MLP(), pipeline, shards=4)

@@ -1,5 +1,6 @@
 """Callbacks: when they are called, what they see, and how they stop a run."""
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -7,7 +8,7 @@ from flax import nnx
 
 from datarax import MemorySource, MemorySourceConfig
 from trainers import Trainer, every
-from trainers.callbacks import best_so_far, early_stopping, log_learning_rate
+from trainers.callbacks import best_so_far, early_stopping, log_learning_rate, stops
 
 
 class Linear(nnx.Module):
@@ -61,6 +62,29 @@ def test_stopping_at_a_log_does_not_log_twice():
     result = fit(lambda run: run.step >= 5, eval_source=source(), eval_every=12)
     assert [row["step"] for row in result.history] == [5]
     assert {"train/loss", "eval/loss"} <= set(result.history[0])
+
+
+@pytest.mark.parametrize("true", [True, np.True_, jnp.array(True), np.array([True])])
+def test_whatever_is_true_stops(true):
+    assert stops(lambda run: true, None) is True
+    assert stops(every(2, lambda run: true), None) is True
+
+
+@pytest.mark.parametrize("false", [None, False, np.False_, jnp.array(False), 0.0, ""])
+def test_what_is_false_goes_on(false):
+    assert stops(lambda run: false, None) is False
+
+
+@pytest.mark.parametrize("other", [1, "stop", np.ones(3), jnp.float32(0)])
+def test_another_answer_is_refused(other):
+    name = f"a {type(other).__name__}"
+    with pytest.raises(TypeError, match=f"<lambda> returned {name}: return True to stop the run"):
+        stops(lambda run: other, None)
+
+
+def test_a_model_that_a_callback_returns_does_not_stop_the_run():
+    with pytest.raises(TypeError, match="returned a Linear: return True to stop the run, None to"):
+        fit(lambda run: run.model())
 
 
 def test_a_callback_sees_the_model_as_it_is_without_touching_the_run():

@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from datarax import Pipeline
 from tests.support.models import MLP, Normed, assert_same, memory, points
-from tests.support.runs import at, checkpoint, said, trainer
-from trainers import Checkpoints, every, load
+from tests.support.runs import at, checkpoint, noise, said, trainer
+from trainers import Checkpoints, Trainer, every, load
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -78,6 +80,24 @@ def test_a_missing_state_of_the_data_is_refused_and_restart_begins_it_anew(begun
     result = trainer(begun, resume_data="restart", callbacks=[at(12)]).fit()
     assert result.step == 12
     assert checkpoint(begun, 12)["first"] == 8
+
+
+def test_the_key_of_the_stages_is_compared_where_there_are_stages(tmp_path):
+    source = memory({name: column for name, column in points(16).items() if name != "id"})
+
+    def run(steps, seed, stages=None):
+        given = source
+        if stages is not None:
+            rngs = nnx.Rngs(seed)
+            given = Pipeline(source=source, stages=stages, batch_size=8, rngs=rngs)
+        options = {"batch_size": 8, "steps": steps, "seed": seed, "workdir": tmp_path}
+        return Trainer(MLP(), given, **options).fit().step
+
+    assert [run(2, seed=0), run(3, seed=1)] == [2, 3]
+    assert run(4, seed=2, stages=[noise]) == 4  # of no other key has anything been drawn
+    with pytest.raises(ValueError, match=r"It had rngs of the Pipeline .*, this run has"):
+        run(5, seed=3, stages=[noise])
+    assert run(5, seed=3, stages=[]) == 5  # a checkpoint that holds a key which is not used
 
 
 def test_restarted_data_begins_with_batch_0(begun):
@@ -197,6 +217,19 @@ def test_the_best_survives_a_kill_while_it_is_written(tmp_path):
     assert_same(load(tmp_path, Normed(), step="best"), trainer(None, steps=5).fit().model)
 
 
+def test_a_best_of_a_metric_that_no_log_has_is_said_once(tmp_path, caplog):
+    def add(run):
+        run.history[-1]["own"] = 1.0
+
+    for workdir, best in ((tmp_path, "eval/acc"), (None, "own")):
+        options = {"checkpoint": Checkpoints(best=(best, "max")), "callbacks": [add]}
+        result = trainer(workdir, **options).fit()
+        assert (result.best is None) == (best == "eval/acc")
+    (warning,) = said(caplog, "trainers.keeper")
+    assert "best=('eval/acc', 'max'), but no log up to step 5 has that metric" in warning
+    assert "there are 'eval/loss', 'own', 'train/loss'." in warning
+
+
 def test_an_exception_leaves_whole_checkpoints(tmp_path):
     def fail(run):
         raise ZeroDivisionError
@@ -209,8 +242,10 @@ def test_an_exception_leaves_whole_checkpoints(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_workdir_may_be_relative(tmp_path, monkeypatch):
+def test_a_workdir_may_be_relative_or_a_file_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = trainer("runs/one").fit()
     assert_same(load("runs/one", Normed()), result.model)
     assert trainer("runs/one").fit().step == result.step
+    assert trainer(f"file://{tmp_path}/runs/one").fit().step == result.step
+    assert_same(load(f"file://{tmp_path}/runs/one", Normed()), result.model)

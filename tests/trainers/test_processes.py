@@ -277,7 +277,7 @@ def test_a_callback_of_one_process_stops_all_or_fails_all(two):
     assert two.results(worker.stopped) == [expected] * 2
     for what, error, words in (
         ("raises", "ZeroDivisionError", "in a callback"),
-        ("answers", "ValueError", "truth value of an array"),
+        ("answers", "TypeError", "returned a ndarray: return True to stop"),
         ("history", "TypeError", "A callback put a str into run.history[-1]['mine']"),
     ):
         one, other = two.call(worker.failing, what)

@@ -21,7 +21,7 @@ from tests.support.models import (
     memory,
     points,
 )
-from trainers import Trainer
+from trainers import Trainer, every
 
 
 def test_a_model_learns_from_a_source_alone():
@@ -265,6 +265,7 @@ def test_any_optax_transformation_does_what_it_does_in_a_plain_loop(optimizer):
 
 # --- bad input -----------------------------------------------------------------------------------
 
+MULTI_STEPS = optax.MultiSteps(optax.adam(1.0), 2)
 SPLITS = datasets.DatasetDict(train=datasets.Dataset.from_dict({"x": [1.0], "label": [0]}))
 
 
@@ -274,6 +275,7 @@ SPLITS = datasets.DatasetDict(train=datasets.Dataset.from_dict({"x": [1.0], "lab
         ({"model": lambda x: x}, TypeError, "model is a function: expected a flax nnx.Module"),
         ({"source": [1, 2]}, TypeError, "source is a list: expected a source such as"),
         ({"source": SPLITS}, TypeError, r"pick a split, as in source\['train'\]"),
+        ({"source": points(8)}, TypeError, r"write MemorySource\(MemorySourceConfig\(\), {...}\)"),
         ({"eval_source": [1]}, TypeError, "source is a list"),
         ({"steps": 3, "epochs": 2}, ValueError, "steps=3 and epochs=2: give one of the two"),
         ({"steps": 0}, ValueError, "steps=0: expected an integer from 1"),
@@ -283,12 +285,20 @@ SPLITS = datasets.DatasetDict(train=datasets.Dataset.from_dict({"x": [1.0], "lab
         ({"accumulate": 3}, ValueError, "accumulate=3 does not divide batch_size=8"),
         ({"optimizer": optax.adam}, TypeError, r"expected an optax transformation, such as opt"),
         ({"optimizer": nnx.Optimizer(MLP(), optax.adam(1.0), wrt=nnx.Param)}, TypeError, "optax"),
+        ({"optimizer": MULTI_STEPS}, TypeError, r"MultiSteps\(...\).gradient_transformation\(\)"),
         ({"loss": "mse"}, TypeError, r"loss is a str: expected a function .model, batch."),
         ({"metrics": "accuracy"}, TypeError, r"metrics.*clu.metrics.Collection"),
         ({"wrt": nnx.Cache}, ValueError, "selects none of .*'Param'.*Write wrt=nnx.Param"),
         ({"wrt": ...}, ValueError, "has no gradient: write a narrower filter"),
         ({"ema": 1.5}, ValueError, "ema=1.5: expected a number between 0 and 1"),
+        ({"ema": "0.9"}, ValueError, "ema='0.9': expected a number between 0 and 1"),
         ({"precision": jnp.int8}, ValueError, "precision=int8"),
+        ({"precision": "fp8"}, ValueError, r"precision='fp8' .* write precision=jnp.bfloat16"),
+        ({"callbacks": print}, TypeError, r"callbacks is a .*write callbacks=\[fn\]"),
+        ({"callbacks": every(5, print)}, TypeError, r"callbacks is a every.*=\[fn\]"),
+        ({"callbacks": [print, 3]}, TypeError, r"callbacks holds a int.*=\[fn\]"),
+        ({"writers": 3}, TypeError, r"writers is a int.*write writers=\[writer\]"),
+        ({"writers": [print]}, TypeError, r"writers holds a .* objects with write_scalars"),
         ({"batch_size": "8"}, ValueError, "batch_size='8'"),
     ],
 )

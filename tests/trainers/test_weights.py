@@ -83,9 +83,10 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
     _, workdir = trained
     with pytest.raises(ValueError, match=r"is not of this MLP: they differ in 'calls'"):
         load(workdir, MLP())
-    with pytest.raises(FileNotFoundError, match=r"no such checkpoint in .*has the steps \[\]"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*\[\]: write load\(workdir\)"):
         load(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"has the steps \[16, 20\]"):
+    words = r"no checkpoint of step 7 in .* steps \[16, 20\]: write load\(workdir, step=20\)"
+    with pytest.raises(FileNotFoundError, match=words):
         load(workdir, step=7)
 
 
@@ -144,7 +145,7 @@ def test_what_only_one_of_the_two_has_is_said_and_another_shape_refused(trained,
         initialize(Wide(), workdir)
     with pytest.raises(ValueError, match=r"does not fit this Linear: its names .*all differ"):
         initialize(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), workdir)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"has the steps \[\]: write init_from=workdir"):
         trainer(None, init_from=tmp_path).fit()
 
 
