@@ -23,7 +23,6 @@ MAX_RECORDS = 2**31
 """Positions are `int32`, as everywhere in JAX without x64."""
 
 _STOPS = 512  # values that cut the walks of a very short permutation into pieces
-_DOUBLINGS = 6  # times that the pieces are doubled
 _FEW = 224  # records up to which that pays
 
 
@@ -168,24 +167,18 @@ def _short(position, keys, num_records):
     """Does what `_records` does, for a very short permutation, of at most `_STOPS` records.
 
     The few walks would take thousands of steps each. So many walks set out, one from each value
-    below `_STOPS`, and end at the first such value. The pieces are joined by doubling their length
-    ("pointer jumping": Wyllie, "The complexity of parallel computations", 1979) until it takes no
-    longer to follow the few from the positions, one by one.
+    below `_STOPS`, and end at the first such value; the pieces are joined by doubling their length
+    ("pointer jumping": Wyllie, "The complexity of parallel computations", 1979).
     """
-    following = _records(jnp.arange(_STOPS), keys, 8, _STOPS)
+    own = jnp.arange(_STOPS, dtype=jnp.uint16)
+    following = _records(own, keys, 8, _STOPS)
+    ends = jnp.where(own < num_records, own, following)  # a piece ends at a record
 
-    def outside(value):
-        return value > np.uint16(num_records - 1)
+    def doubled(_, ends):
+        return ends.at[ends].get(mode="promise_in_bounds")
 
-    def followed(value):
-        return jnp.where(outside(value), following[value], value)
-
-    for _ in range(_DOUBLINGS):
-        following = followed(following)
-    value = following[position]
-    for _ in range(_STOPS // 2**_DOUBLINGS - 1):
-        value = followed(value)
-    return value
+    ends = lax.fori_loop(0, (_STOPS - 1).bit_length(), doubled, ends)
+    return ends[following[position]]
 
 
 def epoch_seed(seed, epoch) -> jax.Array:
