@@ -152,7 +152,7 @@ def check_elastic(processes, folder: Path, rng: random.Random, lengths: list[int
     assert group.batches() == second
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_any_number_of_processes_reads_the_same_and_takes_over_from_any_other(
     processes, tmp_path, seed
 ):

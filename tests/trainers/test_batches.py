@@ -61,7 +61,7 @@ class Visits(clu.Metric):
         return (self.counts == 1).mean()
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("shuffle", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_batch_at_is_what_the_steps_saw(shuffle):
     source = memory(points(50), shuffle=shuffle)
     pipeline = Pipeline(source=source, stages=[_noise], batch_size=16)

@@ -40,7 +40,9 @@ def logged(workdir, **arguments):
     return trainer(workdir, **often | arguments)
 
 
-@pytest.mark.parametrize("log_every", [1, 3, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "log_every", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))]
+)
 def test_a_log_that_is_done_late_says_the_same(tmp_path, log_every):
     late = logged(tmp_path / "late", log_every=log_every)
     at_once = logged(tmp_path / "at_once", log_every=log_every, callbacks=[lambda run: None])
@@ -55,7 +57,7 @@ def test_a_log_that_is_done_late_says_the_same(tmp_path, log_every):
 
 
 @pytest.mark.parametrize(
-    "step", [2, 12, 24, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 16))]
+    "step", [2, 12, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 16, 24))]
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_a_late_log_loses_no_row(tmp_path, step, number):

@@ -63,6 +63,7 @@ def _assert_layout(group, *arguments):
 # --- the same on all layouts ---------------------------------------------------------------------
 
 
+@pytest.mark.slow  # so do four
 def test_two_processes_do_what_one_does(two):
     _assert_layout(two, 101, 8, "fsdp", 20)
 

@@ -84,7 +84,7 @@ def test_a_run_equals_a_plain_loop_over_the_same_batches(shuffle):
         assert row["train/loss"] == pytest.approx(loss / weight, rel=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_token_weights_and_a_padded_last_batch_equal_plain_optax(accumulate):
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 8, 21)

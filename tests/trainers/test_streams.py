@@ -130,7 +130,7 @@ def mixture(second=None):
     return MixedSource([stream(), eager if second is None else second], weights=[3, 1])
 
 
-@pytest.mark.parametrize("cut", [3, 12])
+@pytest.mark.parametrize("cut", [12, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_mixture_trains_and_goes_on_with_exactly_the_next_batch(tmp_path, cut):
     whole = fit(mixture(), log_every=4)
     assert whole.status == "finished"
