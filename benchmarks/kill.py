@@ -289,6 +289,8 @@ def main() -> None:
     total = sum(moments.counts.values())
     seconds = time.time() - begun
     print(f"{total} kills in {runs} runs, {seconds:.0f} s: {len(different)} differences")
+    if not different and args.keep is None:
+        shutil.rmtree(root)
     raise SystemExit(bool(different))
 
 

@@ -130,7 +130,7 @@ def _spoilt(kind):
     ("kind", "shards", "sharding"),
     [
         pytest.param("loss", 8, "replicate", marks=pytest.mark.slow),
-        ("gradient", 8, "fsdp"),
+        pytest.param("gradient", 8, "fsdp", marks=pytest.mark.slow),
         pytest.param("loss", 1, "replicate", marks=pytest.mark.slow),
         pytest.param("gradient", 8, "replicate", marks=pytest.mark.slow),
     ],

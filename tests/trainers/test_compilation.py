@@ -50,6 +50,7 @@ def test_a_second_start_compiles_nothing(tmp_path, misses):
     assert set(misses()) <= {"convert_element_type", "stage", "broadcast_in_dim", "copy", "_empty"}
 
 
+@pytest.mark.slow
 def test_a_truncated_entry_is_removed_and_written_anew(tmp_path, misses):
     jax.clear_caches()
     trainer(tmp_path / "a", steps=3).fit()

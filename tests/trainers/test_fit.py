@@ -57,9 +57,14 @@ def test_a_log_that_is_done_late_says_the_same(tmp_path, log_every):
 
 
 @pytest.mark.parametrize(
-    "step", [2, 12, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 16, 24))]
+    ("step", "number"),
+    [
+        (2, signal.SIGINT),
+        (12, signal.SIGTERM),
+        *(pytest.param(n, signal.SIGTERM, marks=pytest.mark.slow) for n in (2, 8, 16, 24)),
+        *(pytest.param(n, signal.SIGINT, marks=pytest.mark.slow) for n in (8, 12, 16, 24)),
+    ],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_a_late_log_loses_no_row(tmp_path, step, number):
     result = logged(tmp_path, writers=[Strikes(step, number)]).fit()
     assert result.status == {signal.SIGTERM: "preempted", signal.SIGINT: "stopped"}[number]

@@ -192,7 +192,8 @@ def test_weights_load_on_other_processes_and_devices(two, tmp_path):
     assert two.results(worker.loaded, alone) == [worker.loaded(alone)] * 2
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(whole, tmp_path, victim):
     with Group(2, lost_after=10) as group:
         group.begin(worker.go_on, str(tmp_path), 10, signal.SIGKILL, victim)
