@@ -72,6 +72,11 @@ class Graph(nnx.Module):
         edges = zip([SOURCE, *names], names, strict=False)
         return cls(dict(zip(names, stages, strict=True)), edges, names[-1] if names else SOURCE)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no stage: batches come out as they go in."""
+        return not self._inputs
+
     def __call__(self, batch: dict[str, Any], key, epochs, positions) -> dict[str, Any]:
         """Puts a batch through the stages; traceable.
 

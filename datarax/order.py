@@ -147,6 +147,7 @@ def _walk(words, keys, width, largest):
         return words
     place = _places(outside(words[:, 1], words[:, 0]), few)
     keys = [key[place] if key.ndim else key for key in keys]
+    # A place that comes twice is walked to one value twice, and one that is there stays.
     return words.at[place].set(_walk(words[place], keys, width, largest))
 
 

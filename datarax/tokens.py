@@ -98,10 +98,11 @@ def _ragged(dataset, column):
         raise ValueError(f"Column {column!r} holds nulls: fill or filter them first.")
     offsets = lists.offsets.to_numpy()
     values = lists.values.to_numpy(zero_copy_only=False)
-    large = values[values.astype(np.int32) != values]
+    narrow = values.astype(np.int32)
+    large = values[narrow != values]
     if len(large):
         raise ValueError(f"Column {column!r} holds {large[0]}, which does not fit into int32.")
-    return values.astype(np.int32), offsets[:-1], np.diff(offsets)
+    return narrow, offsets[:-1], np.diff(offsets)
 
 
 def _is_list(array) -> bool:

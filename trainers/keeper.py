@@ -13,7 +13,6 @@ from etils import epath
 from flax import nnx
 
 from datarax.errors import closest, listed
-from datarax.graph import Graph
 from trainers import agreement, compilation
 from trainers.batches import Feed
 from trainers.checksum import checksums, dotted, kind
@@ -205,27 +204,27 @@ class Keeper:
 
     def save_best(self, run: Run, state: State) -> None:
         """Saves this step beside the others if its evaluation is the best so far."""
-        best = run.best(self._plan.checkpoint.best)
-        if best is None:
-            self._miss_best(run)
+        of = self._plan.checkpoint.best
+        best = run.best(of)
+        if best is None and of is not None and not self._best_is_missed:
+            self._miss_best(run, of[0])
         if self._best is None or best is None or best[0] != run.step:
             return
         if run.step not in self._best.steps():  # it is, where a killed run had come further
             self._best_at = run.step
             self._try(self._best, self._put, run, state)
 
-    def _miss_best(self, run: Run) -> None:
+    def _miss_best(self, run: Run, metric: str) -> None:
         """Says once, after a log and an evaluation, that nothing has the metric of the best."""
-        of, names = self._plan.checkpoint.best, sorted(run.metrics)
+        names = sorted(run.metrics)
         parts = ["train/", "eval/"] if self._plan.evaluators else ["train/"]
-        seen = all(any(name.startswith(part) for name in names) for part in parts)
-        if of is not None and seen and not self._best_is_missed:
+        if all(any(name.startswith(part) for name in names) for part in parts):
             # No error: a callback may add the metric later.
             self._best_is_missed = True
             logger.warning(
                 "best=%r, but no log up to step %d has that metric, so there is no best yet: there "
                 "are %s.%s",
-                *(of, run.step, listed(names), closest(of[0], names)),
+                *(self._plan.checkpoint.best, run.step, listed(names), closest(metric, names)),
             )
 
     def finish(self, run: Run, state: State) -> None:
@@ -287,7 +286,7 @@ def _config(plan: Plan) -> dict[str, Any]:
     """Returns what decides the batches, beside the source's state."""
     config: dict[str, Any] = {"batch_size": plan.batches.batch_size}
     # Without stages nothing is drawn from the key, whatever seed it was made of.
-    if nnx.graphdef(plan.pipeline.stages) != nnx.graphdef(Graph.chain([])):
+    if not plan.pipeline.stages.is_empty:
         config["rngs of the Pipeline"] = jax.random.key_data(plan.batches.key).tolist()
     return config
 

@@ -215,10 +215,11 @@ class HFStreamingSource(StreamingSourceBase):
         """
         own, config = config is None, self.config if config is None else config
         expect_config(config, HFStreamingConfig, self)
-        read, given = self._read, self._read.given
-        if config != self.config:
-            shards = None if given is None else shards_of(given, config)
-            read = None if given is None else dataclasses.replace(read, shards=shards)
+        read = self._read
+        if config != self.config and read.given is None:
+            read = None
+        elif config != self.config:
+            read = dataclasses.replace(read, shards=shards_of(read.given, config))
         copy = type(self)(
             config,
             rngs=self.rngs if rngs is None else rngs,
