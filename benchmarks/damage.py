@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from trainers.store import Store
+from trainers.workdir.store import Store
 
 BLOCK = 4096
 OLDER, NEWER = 1, 2
@@ -78,7 +78,7 @@ def cases(directory: Path, rng: random.Random) -> Iterator[tuple[str, Path, byte
 def outcome(directory: Path, saved: dict[int, tuple]) -> str:
     """Returns what a reader of the store gets: "the same", "the one before" or "WRONG"."""
     store, said = Store(directory), _Said()
-    logging.getLogger("trainers.store").addHandler(said)
+    logging.getLogger("trainers.workdir.store").addHandler(said)
     like = dict.fromkeys(("model", "training"))
 
     def take(step):
@@ -88,7 +88,7 @@ def outcome(directory: Path, saved: dict[int, tuple]) -> str:
     try:
         step, data, run, arrays = store.newest(take)
     finally:
-        logging.getLogger("trainers.store").removeHandler(said)
+        logging.getLogger("trainers.workdir.store").removeHandler(said)
         store.close()
     right = saved[step][:2] == (data, {name: run[name] for name in saved[step][1]})
     leaves, expected = jax.tree.leaves(arrays), jax.tree.leaves(saved[step][2])

@@ -210,7 +210,7 @@ def _rows(workdir):
 
 
 def _checkpoint(workdir):
-    from trainers.store import Store
+    from trainers.workdir.store import Store
 
     found = {}
     for place in ("checkpoints", "best"):

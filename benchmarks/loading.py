@@ -32,7 +32,7 @@ import PIL.Image
 from datasets import Array2D, Features, List, Value
 
 from datarax import HFEagerSource
-from datarax.columns import load_columns
+from datarax.columns.load import load_columns
 
 PROCESSES = multiprocessing.get_context("spawn")  # a fork of a process with JAX's threads may hang
 Ways = dict[str, Callable[[], object]]  # the first is compared with each other

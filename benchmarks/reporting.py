@@ -16,8 +16,8 @@ from flax import nnx
 from benchmarks.models import BATCH, MLP, source
 from trainers import Trainer
 from trainers.fit import Fit
-from trainers.report import Report
-from trainers.watch import Watch
+from trainers.loop.watch import Watch
+from trainers.report.report import Report
 
 
 class Stopwatch:

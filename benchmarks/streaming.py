@@ -29,8 +29,8 @@ from datarax import (
     StreamingSourceBase,
     prefetch_to_device,
 )
-from datarax.shards import TableShards
-from datarax.sources.base import SourceConfigBase
+from datarax.sources.eager import SourceConfigBase
+from datarax.stream.shards import TableShards
 from trainers import Trainer, every
 from trainers.run import Run
 
@@ -225,7 +225,7 @@ def training() -> None:
         alone.pause = step
         reading.append(seconds(lambda: [next(batches) for _ in range(40)]) / 40)
 
-    logging.getLogger("trainers.signals").setLevel(logging.ERROR)  # it misses the main thread
+    logging.getLogger("trainers.loop.signals").setLevel(logging.ERROR)  # it misses the main thread
     with contextlib.redirect_stdout(io.StringIO()), ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(relay.fit, "eager", HFEagerSource.from_dataset(data), pace)]
         for name, reader in readers.items():

@@ -3,12 +3,12 @@
 The one idea: batch `t` is a pure function of (data, seed, `t`).
 """
 
-from datarax.host import HostColumn as HostColumn
+from datarax.columns.host import HostColumn as HostColumn
 from datarax.module import DataraxModule as DataraxModule
 from datarax.module import DataraxModuleConfig as DataraxModuleConfig
-from datarax.order import index_shuffle as index_shuffle
-from datarax.pipeline import Pipeline as Pipeline
-from datarax.prefetch import prefetch_to_device as prefetch_to_device
+from datarax.order.permutation import index_shuffle as index_shuffle
+from datarax.pipeline.pipeline import Pipeline as Pipeline
+from datarax.pipeline.prefetch import prefetch_to_device as prefetch_to_device
 from datarax.sources import EagerSourceBase as EagerSourceBase
 from datarax.sources import HFEagerConfig as HFEagerConfig
 from datarax.sources import HFEagerSource as HFEagerSource
@@ -19,4 +19,4 @@ from datarax.sources import MemorySourceConfig as MemorySourceConfig
 from datarax.sources import MixedSource as MixedSource
 from datarax.sources import SourceConfigBase as SourceConfigBase
 from datarax.sources import StreamingSourceBase as StreamingSourceBase
-from datarax.sources import from_hf as from_hf
+from datarax.sources.hf_source import from_hf as from_hf

@@ -20,7 +20,7 @@ import tokenizers
 from flax import nnx
 
 from datarax import HFEagerSource
-from datarax.hub import load_split
+from datarax.hub.load import load_split
 from datarax.tokens import pad
 from trainers import Trainer
 from trainers.callbacks import best_so_far, early_stopping

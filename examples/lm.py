@@ -27,7 +27,7 @@ import tokenizers
 from flax import nnx
 
 from datarax import HFEagerSource, HFStreamingSource
-from datarax.hub import load_split
+from datarax.hub.load import load_split
 from datarax.tokens import pack
 from trainers import Trainer
 

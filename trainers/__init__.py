@@ -2,7 +2,7 @@
 
 from trainers.callbacks import every as every
 from trainers.checkpoints import Checkpoints as Checkpoints
-from trainers.distributed import initialize as initialize
+from trainers.devices.distributed import initialize as initialize
 from trainers.result import Result as Result
 from trainers.trainer import Trainer as Trainer
 from trainers.weights import export as export

@@ -9,25 +9,26 @@ from typing import Any
 import jax
 from flax import nnx
 
-from trainers import agreement, divergence, memory, program
 from trainers.callbacks import stops
-from trainers.clock import Clock
-from trainers.config import decisions
-from trainers.initial import initial_state
-from trainers.keeper import Keeper
-from trainers.loop import Loop
-from trainers.model import split
-from trainers.pace import Pace
-from trainers.plan import Plan
-from trainers.profile import Profile
-from trainers.progress import Progress
+from trainers.devices import agreement, memory
+from trainers.loop import divergence, program
+from trainers.loop.cadence import Schedule
+from trainers.loop.clock import Clock
+from trainers.loop.config import decisions
+from trainers.loop.initial import initial_state
+from trainers.loop.pace import Pace
+from trainers.loop.plan import Plan
+from trainers.loop.profile import Profile
+from trainers.loop.signals import Signals
+from trainers.loop.watch import Watch
+from trainers.report.progress import Progress
 from trainers.result import Status
 from trainers.run import Run
-from trainers.schedule import Schedule
-from trainers.signals import Signals
-from trainers.state import Window, strong
-from trainers.watch import Watch
+from trainers.step.compiled import Loop
+from trainers.step.model import split
+from trainers.step.state import Window, strong
 from trainers.weights import initialize
+from trainers.workdir.checkpointer import Keeper
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,14 @@ from clu import parameter_overview
 from flax import nnx
 from tqdm import tqdm
 
-from trainers import agreement, compilation, memory, program
+from trainers.devices import agreement, memory
 from trainers.fit import Fit
-from trainers.loop import Loop
-from trainers.pace import Pace
-from trainers.plan import Plan
-from trainers.state import State
+from trainers.loop import program
+from trainers.loop.pace import Pace
+from trainers.loop.plan import Plan
+from trainers.step.compiled import Loop
+from trainers.step.state import State
+from trainers.workdir import compilation
 
 _SECONDS = 0.5  # of steps are timed, at least
 

@@ -15,26 +15,26 @@ from jax.sharding import Mesh
 
 from datarax import Pipeline
 from datarax.errors import expect_between, listed
-from trainers import agreement, memory
-from trainers import task as tasks
-from trainers.batches import Batches, as_pipeline
 from trainers.callbacks import Callback
 from trainers.checkpoints import Checkpoints
-from trainers.config import identity, variables
-from trainers.evaluation import Evaluator, predict
+from trainers.data.eager import Batches, as_pipeline
+from trainers.data.stream import StreamBatches, as_batches
+from trainers.devices import agreement, memory
+from trainers.devices.layout import Layout
+from trainers.devices.placement import Rule
 from trainers.fit import Fit
-from trainers.layout import Layout
-from trainers.metrics import Empty
-from trainers.model import expect_trainable, split
-from trainers.placement import Rule
-from trainers.plan import Plan
+from trainers.loop.config import identity, variables
+from trainers.loop.evaluation import Evaluator, predict
+from trainers.loop.plan import Plan
+from trainers.loop.profile import expect_profile
 from trainers.preflight import Preflight, preflight
-from trainers.profile import expect_profile
 from trainers.result import Result
-from trainers.state import State, strong
-from trainers.step import Objective, Update
-from trainers.store import absolute
-from trainers.streams import StreamBatches, as_batches
+from trainers.step.model import expect_trainable, split
+from trainers.step.state import State, strong
+from trainers.step.step import Objective, Update
+from trainers.task import task as tasks
+from trainers.task.metrics import Empty
+from trainers.workdir.store import absolute
 from trainers.writers import Writer
 
 _CHECKPOINTS = Checkpoints()

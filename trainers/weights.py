@@ -12,10 +12,10 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from datarax.errors import listed
-from trainers import agreement
-from trainers.checksum import dotted
-from trainers.keys import with_keys, without_keys
-from trainers.store import DamagedError, Store, absolute
+from trainers.devices import agreement
+from trainers.devices.arrays import with_keys, without_keys
+from trainers.devices.checksum import dotted
+from trainers.workdir.store import DamagedError, Store, absolute
 
 logger = logging.getLogger(__name__)
 

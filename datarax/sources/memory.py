@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax.host import HostColumn, object_array
+from datarax.columns.host import HostColumn, object_array
 from datarax.module import expect_config
-from datarax.sources.base import EagerSourceBase, SourceConfigBase
+from datarax.sources.eager import EagerSourceBase, SourceConfigBase
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax.batch import on_device
-from datarax.draws import Draws
+from datarax.columns.host import HostColumn
+from datarax.columns.rows import on_device
 from datarax.errors import expect_between
-from datarax.host import HostColumn
 from datarax.module import DataraxModule, expect_dict
-from datarax.order import MAX_RECORDS
-from datarax.sources.base import EagerSourceBase, SourceConfigBase
+from datarax.order.draws import Draws
+from datarax.order.permutation import MAX_RECORDS
+from datarax.sources.eager import EagerSourceBase, SourceConfigBase
 from datarax.sources.streaming import StreamingSourceBase
-from datarax.streams import Block
+from datarax.stream.streams import Block
 
 STATE_VERSION = 2
 

@@ -6,18 +6,18 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from datarax.batch import on_device
-from datarax.decoder import nested
+from datarax.columns.rows import on_device
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig
-from datarax.order import MAX_RECORDS
-from datarax.reader import Care
-from datarax.shards import Shards
-from datarax.sources.positioned import PositionedStreams
-from datarax.streamorder import Order
-from datarax.streams import Block, rows
-from datarax.streamstate import merge_states as merge_states
-from datarax.window import joined
+from datarax.order.permutation import MAX_RECORDS
+from datarax.order.windows import Order
+from datarax.sources.stream_state import PositionedStreams
+from datarax.stream.decoder import nested
+from datarax.stream.reader import Care
+from datarax.stream.shards import Shards
+from datarax.stream.streams import Block, rows
+from datarax.stream.streamstate import merge_states as merge_states
+from datarax.stream.window import joined
 
 
 class StreamingSourceBase(PositionedStreams):
@@ -44,7 +44,7 @@ class StreamingSourceBase(PositionedStreams):
         ValueError: If there are no rows, or an argument is out of range.
 
     Example:
-        >>> from datarax.shards import TableShards
+        >>> from datarax.stream.shards import TableShards
         >>> class Counted(StreamingSourceBase):
         ...     def __init__(self, n):
         ...         table = datasets.Dataset.from_dict({"x": range(n)})

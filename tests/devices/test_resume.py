@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_of_many_devices_is_set_aside(tmp_path, caplog):
     diary(8, tmp_path, sharding="fsdp", callbacks=[at(12)]).fit()
     ruin(tmp_path / "checkpoints" / "12")
     result = diary(2, tmp_path, sharding="fsdp").fit()
-    (warning,) = said(caplog, "trainers.store")
+    (warning,) = said(caplog, "trainers.workdir.store")
     assert "Step 10 before it is taken" in warning
     np.testing.assert_array_equal(seen(result.model), seen(expected.model))
 

@@ -9,11 +9,11 @@ from jax.sharding import Mesh, PartitionSpec
 from tests.support.devices import losses, mesh, trainer
 from tests.support.models import MLP, Normed, memory, points
 from tests.support.runs import said
-from trainers import memory as memory_of
+from trainers.devices import memory as memory_of
+from trainers.devices.layout import Layout
+from trainers.devices.placement import described
 from trainers.fit import Fit
-from trainers.layout import Layout
-from trainers.model import split
-from trainers.placement import described
+from trainers.step.model import split
 
 SLOW = pytest.mark.slow
 
@@ -96,13 +96,13 @@ def test_a_device_holds_its_share_of_parameters_and_optimizer(caplog):
         assert held(state.params, device) == share
         assert held(state.optimizer, device) == 2 * share + 4  # two moments and a counter
         assert held(state.ema, device) == share
-    warnings = said(caplog, "trainers.placement")
+    warnings = said(caplog, "trainers.devices.placement")
     assert warnings == [
         "out.bias (3,) cannot be spread evenly over 8 devices: each holds it whole."
     ]
     one.fit()
     one.predict(memory(points(9)))
-    assert said(caplog, "trainers.placement") == warnings  # once
+    assert said(caplog, "trainers.devices.placement") == warnings  # once
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_what_a_function_cannot_spread_evenly_is_said_once(caplog):
     one = trainer(Wide(), 8, sharding=last, steps=2)
     one.fit()
     one.fit()
-    assert [text.split()[0] for text in said(caplog, "trainers.placement")] == [
+    assert [text.split()[0] for text in said(caplog, "trainers.devices.placement")] == [
         "out.bias",
         "out.kernel",
     ]
@@ -267,7 +267,7 @@ def test_a_model_s_own_annotations_are_respected(caplog, sharding, explicit):
     assert found["hidden.bias"] == PartitionSpec(*["data"] * (sharding == "fsdp"))
     # Where the mesh has no such axis, they say nothing, which is said once.
     plain = trainer(_annotated(where), 8).fit()
-    assert said(caplog, "trainers.placement")[-2:] == [
+    assert said(caplog, "trainers.devices.placement")[-2:] == [
         f"{name}.kernel names the axis 'tensor', the mesh has 'data': it says nothing."
         for name in ("hidden", "out")
     ]

@@ -13,7 +13,7 @@ import optax
 from datarax import Pipeline
 from tests.support.models import Normed, memory, points
 from trainers import Checkpoints, Trainer, every
-from trainers.store import Store
+from trainers.workdir.store import Store
 
 
 def noise(batch, key):

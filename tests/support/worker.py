@@ -199,7 +199,7 @@ def diverge(bad=33):
 
 def mend(workdir):
     """Goes on after the newest checkpoint was damaged; returns what was said of it, too."""
-    with _warnings("trainers.store") as said:
+    with _warnings("trainers.workdir.store") as said:
         if jax.process_index() == 0:
             newest = max(int(path.name) for path in Path(workdir, "checkpoints").iterdir())
             ruin(Path(workdir, "checkpoints", str(newest)))

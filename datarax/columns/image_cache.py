@@ -1,0 +1,152 @@
+"""Decoded images on disk: to load the same images again takes reading, not decoding.
+
+A file holds the pixels, then what is known of them as JSON, then the length of that. Its name is a
+hash of every encoded byte and of the decoder, so a file is never out of date. `DATARAX_CACHE=0`
+turns the cache off, `DATARAX_CACHE_DIR` places it, `DATARAX_CACHE_BYTES` limits it (10 GiB).
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL
+
+from datarax.columns.arrow import Column, blocks, cores
+from datarax.columns.fingerprint import Digest
+
+logger = logging.getLogger(__name__)
+
+_DECODER = (1, PIL.__version__)  # count up when `open_image` makes something else of a file
+_LEAST = 1 << 20  # bytes of pixels that are worth a file
+_SUMMED = 64 << 10  # bytes in a sum
+_PART = 256  # sums made by a core at a time
+_LENGTH = 8  # bytes of the number that ends a file
+
+
+def enabled(size: int) -> bool:
+    """Returns whether images of about `size` decoded bytes are kept on disk."""
+    return size >= _LEAST and os.environ.get("DATARAX_CACHE", "1") != "0"
+
+
+def cache_key(column: Column) -> str:
+    """Returns the key of an image column: a hash of its encoded bytes, order and decoder."""
+    digest = Digest(_DECODER, column.feature.mode, column.rows.length)
+    for where, block in blocks(column.values, column.rows):
+        if not isinstance(where, slice):
+            digest.bytes(where)
+        digest.arrow(block)
+    return digest.hex()
+
+
+def load(key: str) -> tuple[np.ndarray, dict[int, str]] | None:
+    """Returns what was stored under a key, or None if nothing is that is whole.
+
+    The pixels map the file, so processes of one machine share their memory; what is written into
+    them stays in this process.
+
+    Args:
+        key: A key from `cache_key`.
+
+    Returns:
+        The pixels, of shape `(n, ...)`, and what was wrong with images, by row.
+    """
+    path = _directory() / key
+    try:
+        with path.open("rb") as file:
+            file.seek(-_LENGTH, os.SEEK_END)
+            length = int.from_bytes(file.read(), "little")
+            file.seek(-_LENGTH - length, os.SEEK_END)
+            notes = json.loads(file.read(length))
+        shape = tuple(notes["shape"])
+        pixels = np.memmap(path, notes["dtype"], "c", shape=shape).view(np.ndarray)
+        if _checksum(pixels) != notes["checksum"]:
+            raise ValueError("its checksum is another")
+        os.utime(path)  # what is not used goes first
+        return pixels, {int(row): found for row, found in notes["damage"].items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        logger.warning(
+            "The file of decoded images %s is damaged (%s); decoding again.", path, error
+        )
+        return None
+
+
+def store(key: str, pixels: np.ndarray, damage: dict[int, str]) -> None:
+    """Stores decoded images, whole or not at all, and drops what was not used for longest.
+
+    That it cannot is no failure, but said in a warning, once.
+
+    Args:
+        key: A key from `cache_key`.
+        pixels: The images, of shape `(n, ...)`.
+        damage: What is wrong with images, by row.
+    """
+    notes = {"dtype": pixels.dtype.str, "shape": pixels.shape, "damage": damage}
+    text = json.dumps(notes | {"checksum": _checksum(pixels)}).encode()
+    directory = _directory()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not _make_room(directory, pixels.nbytes):
+            return
+        with tempfile.NamedTemporaryFile(dir=directory, suffix=".part", delete=False) as file:
+            try:
+                pixels.tofile(file)
+                file.write(text + len(text).to_bytes(_LENGTH, "little"))
+                file.flush()
+                os.replace(file.name, directory / key)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        _warn_once(str(directory), error.strerror)
+
+
+def _directory() -> Path:
+    default = Path(datasets.config.HF_CACHE_HOME) / "datarax"
+    return Path(os.environ.get("DATARAX_CACHE_DIR", default)).expanduser() / "images"
+
+
+def _make_room(directory: Path, size: int) -> bool:
+    """Removes files, the longest unused first, until `size` more bytes are within the limit."""
+    limit = int(os.environ.get("DATARAX_CACHE_BYTES", 10 << 30))
+    if size > limit:
+        return False
+    files = sorted(
+        (entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in os.scandir(directory)
+    )
+    total = size + sum(taken for _, taken, _ in files)
+    for _, taken, path in files:
+        if total <= limit:
+            break
+        Path(path).unlink(missing_ok=True)
+        total -= taken
+    return True
+
+
+def _checksum(pixels: np.ndarray) -> str:
+    """Returns a hash of the sums of 64-bit words in each 64 KiB: a CRC takes ten times as long."""
+    flat = pixels.reshape(-1).view(np.uint8)
+    whole = flat.size // _SUMMED * _SUMMED
+    words = flat[:whole].view(np.uint64).reshape(-1, _SUMMED // 8)
+    with ThreadPoolExecutor(cores()) as pool:
+        parts = [words[start : start + _PART] for start in range(0, len(words), _PART)]
+        sums = pool.map(lambda part: part.sum(axis=1), parts)
+        return hashlib.sha256(b"".join(map(bytes, [*sums, flat[whole:]]))).hexdigest()
+
+
+@functools.cache
+def _warn_once(directory: str, error: str | None) -> None:
+    logger.warning(
+        "Decoded images are not kept in %s (%s), so every start decodes them. Set "
+        "DATARAX_CACHE_DIR to a directory that can be written, or DATARAX_CACHE=0 to do without.",
+        directory,
+        error,
+    )

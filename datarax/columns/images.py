@@ -1,0 +1,219 @@
+"""Image columns: encoded files, in Arrow or on disk, become one array of pixels."""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+
+from datarax.columns import image_cache
+from datarax.columns.arrow import Column, Misfit, Rows, blocks, cores, indices, nulls
+from datarax.columns.host import object_array
+from datarax.columns.image_file import DamagedImage, image_shape, open_image, pixels
+
+Damage = dict[int, str]  # what is wrong with an image, by row
+
+_BATCH = 1024  # rows in work at a time, at most
+_SHOWN = 64  # rows that show how large the images are
+_THREADED = 64 * 64  # handing fewer pixels to a thread costs more than decoding them
+_WIDER = {"L": ("LA", "RGB", "RGBA"), "LA": ("RGBA",), "RGB": ("RGBA",)}  # modes that lose nothing
+
+
+def load_images(column: Column, cache: bool = True) -> tuple[np.ndarray, Damage]:
+    """Loads images of one size as one array: from the disk if they were decoded before.
+
+    Modes that differ become the smallest that holds them all: `L` and `RGB` become `RGB`.
+
+    Args:
+        column: A column of images.
+        cache: Whether to look on the disk, and to store them there.
+
+    Returns:
+        The pixels, of shape `(n, height, width)` or `(n, height, width, channels)`, and what is
+        wrong with damaged images; their rows hold nothing meaningful.
+
+    Raises:
+        Misfit: A row is None, of another size, or of a mode that has none in common with the rest.
+        ValueError: No image is whole.
+    """
+    if not image_cache.enabled(_estimated_bytes(column)) or not cache:
+        return _decoded(column)
+    key = image_cache.cache_key(column)
+    found = image_cache.load(key)
+    if found is None:
+        found = _decoded(column)
+        image_cache.store(key, *found)
+    return found
+
+
+def _decoded(column: Column) -> tuple[np.ndarray, Damage]:
+    mode = None
+    while True:
+        try:
+            return _decode(column, _Canvas(column.rows, mode))
+        except _Wider as wider:  # at most twice: L, then LA or RGB, then RGBA
+            mode = wider.mode
+
+
+def _decode(column: Column, canvas: "_Canvas") -> tuple[np.ndarray, Damage]:
+    damage = {}
+
+    def draw(row: int, value: dict[str, Any]) -> None:
+        try:
+            image = open_image(column.feature, value)
+        except DamagedImage as error:
+            damage[row] = str(error)
+        else:
+            canvas.draw(row, image)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        for batch in _encoded(column):
+            while canvas.pixels is None and batch:
+                draw(*batch.pop(0))
+            apply = pool.map if canvas.large else map
+            for _ in apply(draw, *zip(*batch, strict=True)) if batch else ():
+                pass
+    if canvas.pixels is None:
+        raise damaged(column, *min(damage.items()))
+    return canvas.pixels, damage
+
+
+class _Wider(Exception):
+    """An image of a mode that the array begun does not hold."""
+
+    def __init__(self, mode: str):
+        super().__init__(mode)
+        self.mode = mode
+
+
+class _Canvas:
+    """The array of a column; the first image drawn decides its size."""
+
+    def __init__(self, rows: Rows, mode: str | None):
+        self.rows = rows
+        self.mode = mode
+        self.size = None
+        self.first = None
+        self.pixels = None
+
+    @property
+    def large(self) -> bool:
+        return self.pixels is not None and self.size[0] * self.size[1] >= _THREADED
+
+    def draw(self, row: int, image: PIL.Image.Image) -> None:
+        if self.pixels is None:
+            self.first, self.size = row, image.size
+            self.mode = _common(self.mode or image.mode, image.mode) or image.mode
+        if image.size != self.size:
+            raise _unlike(self.rows, row, _measure(image.size), self.first, _measure(self.size))
+        if image.mode != self.mode:
+            mode = _common(self.mode, image.mode)
+            if mode is None:
+                raise _unlike(
+                    self.rows, row, f"of mode {image.mode}", self.first, f"of mode {self.mode}"
+                )
+            if mode != self.mode:
+                raise _Wider(mode)
+            image = image.convert(mode)
+        drawn = np.asarray(image)
+        if self.pixels is None:
+            dtype = drawn.dtype.newbyteorder("=")
+            self.pixels = np.empty((self.rows.length, *drawn.shape), dtype)
+        self.pixels[row] = drawn
+
+
+def _common(mode: str, other: str) -> str | None:
+    """Returns the smallest mode that holds the pixels of both, or None."""
+    others = (other, *_WIDER.get(other, ()))
+    return next((wide for wide in (mode, *_WIDER.get(mode, ())) if wide in others), None)
+
+
+def _measure(size: tuple[int, ...]) -> str:
+    return f"{size[0]}x{size[1]} pixels"
+
+
+def _unlike(rows: Rows, row: int, found: str, first: int, begun: str) -> Misfit:
+    return Misfit(rows.number(row), f"is {found} where row {rows.number(first)} is {begun}")
+
+
+def _estimated_bytes(column: Column) -> int:
+    """Returns about what the decoded column takes, from the headers of the first rows.
+
+    No array is begun before, and nothing hashed: photos of many sizes would ask for far too much.
+    """
+    first = None
+    for row, value in next(_encoded(column, _SHOWN)):
+        shape = image_shape(value)
+        if shape and first and sorted(shape[:2]) != sorted(first[1][:2]):  # EXIF data may turn it
+            raise _unlike(column.rows, row, _measure(shape), first[0], _measure(first[1]))
+        first = first or (shape and (row, shape))
+    return column.rows.length * math.prod(first[1]) if first else 0
+
+
+def _encoded(column: Column, most: int = _BATCH) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Yields batches of rows and their encoded images."""
+    for where, block in blocks(column.values, column.rows, most):
+        rows = indices(where)
+        if block.null_count:
+            raise Misfit(column.rows.number(rows[nulls(block)].min()), "is None")
+        files = zip(block.field("bytes").to_pylist(), block.field("path").to_pylist(), strict=True)
+        values = [{"bytes": encoded, "path": path} for encoded, path in files]
+        yield list(zip(rows.tolist(), values, strict=True))
+
+
+def damaged_rows(column: Column) -> Damage:
+    """Returns what is wrong with images of many sizes, by decoding each without keeping it."""
+
+    def fault(value: dict[str, Any] | None) -> str | None:
+        try:
+            pixels(column.feature, value)
+        except DamagedImage as error:
+            return str(error)
+
+    damage = {}
+    with ThreadPoolExecutor(cores()) as pool:
+        for where, block in blocks(column.values, column.rows, most=_BATCH):
+            found = pool.map(fault, block.to_pylist())
+            damage |= {row: f for row, f in zip(indices(where).tolist(), found, strict=True) if f}
+    return damage
+
+
+def damaged(column: Column, row: int, found: str) -> ValueError:
+    """Returns the error that names a damaged row of a column."""
+    return ValueError(
+        f"column {column.name!r}, row {column.rows.number(row)}: the image cannot be decoded "
+        f"({found}). Repair it, or leave such rows out with on_bad_rows='skip'."
+    )
+
+
+def image_objects(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
+    """Decodes rows of a host column: to arrays of pixels of any size, and None.
+
+    Args:
+        column: The column.
+        block: The rows, encoded.
+        rows: How the user counts them.
+
+    Returns:
+        An object array of shape `(len(block),)`.
+
+    Raises:
+        ValueError: An image is damaged; it names column and row.
+    """
+
+    def attempt(value: dict[str, Any] | None) -> np.ndarray | DamagedImage | None:
+        try:
+            return pixels(column.feature, value)
+        except DamagedImage as error:
+            return error
+
+    with ThreadPoolExecutor(min(cores(), len(block))) as pool:
+        found = list(pool.map(attempt, block.to_pylist()))
+    for row, item in enumerate(found):
+        if isinstance(item, DamagedImage):
+            raise damaged(replace(column, rows=rows), row, str(item)) from item
+    return object_array(found)

@@ -1,0 +1,211 @@
+"""A `datasets.Dataset` becomes one array a column, whatever is in it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datarax.columns.arrow import Column, Misfit, Rows, blocks, rows_of
+from datarax.columns.host import HostColumn
+from datarax.columns.images import Damage, damaged, damaged_rows, image_objects, load_images
+from datarax.columns.numbers import dense
+from datarax.columns.objects import host_column, objects
+from datarax.errors import closest, listed
+
+Data = dict[str, "np.ndarray | HostColumn | Data"]
+
+_COMPACTED = 1024  # rows moved at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A dataset as columns.
+
+    Args:
+        data: One entry a column: an array of shape `(length, ...)`, a `HostColumn`, or, for a
+            nested feature, a dict of them.
+        length: The number of rows.
+        skipped: The number of rows that were left out because an image in them is damaged.
+        features: The features of the columns, as the dataset declares them.
+    """
+
+    data: Data
+    length: int
+    skipped: int
+    features: datasets.Features
+
+
+def load_columns(
+    dataset: datasets.Dataset,
+    *,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    on_bad_rows: Literal["raise", "skip"] = "raise",
+    cache: bool = True,
+    rows: np.ndarray | None = None,
+) -> Columns:
+    """Loads a dataset from Arrow into host memory, one array a column.
+
+    Numbers, booleans, class labels, lists and arrays of one shape and images of one size become
+    arrays; what cannot be one array becomes a `HostColumn`. The features decide the dtypes: images
+    `uint8`, class labels `int32`, 64-bit numbers 32 bits unless JAX has `jax_enable_x64`, and
+    everything else as declared. A format set on the dataset is ignored.
+
+    Args:
+        dataset: Any dataset, selected, shuffled, mapped or filtered.
+        include: The columns to load; None for all.
+        exclude: Columns to leave out; a name that does not exist is no error.
+        on_bad_rows: What to do where an image is damaged: raise, or skip the row in all columns.
+        cache: Whether decoded images may be kept on disk (`datarax.columns.image_cache`).
+        rows: Load these rows only, in this order; integers of shape `(k,)`. What a column becomes
+            depends on all rows, save that images are looked at in these only.
+
+    Returns:
+        The columns.
+
+    Raises:
+        TypeError: `dataset` is no `datasets.Dataset`.
+        ValueError: The dataset is empty, a column of `include` does not exist or none is left, a
+            64-bit integer is out of range, or an image is damaged; it names column and row.
+
+    Example:
+        >>> columns = load_columns(datasets.Dataset.from_dict({"x": [1, 2, 3]}))
+        >>> columns.data["x"]
+        array([1, 2, 3], dtype=int32)
+    """
+    if on_bad_rows not in ("raise", "skip"):
+        raise ValueError(f"on_bad_rows={on_bad_rows!r}: expected 'raise' or 'skip'.")
+    names = chosen_columns(dataset, include, exclude)
+    features = dataset.features
+    scope = rows_of(dataset)
+    kept = scope if rows is None else scope.take(_row_numbers(rows, len(dataset)))
+    table = dataset.data.table
+    stored = (Column((name,), features[name], table.column(name), kept) for name in names)
+    leaves = [leaf for column in stored for leaf in _leaves(column, scope)]
+
+    loaded, damage = {}, {}
+    for leaf in filter(_is_image, leaves):  # first, since they tell which rows to skip
+        loaded[leaf.path], found = _images(leaf, cache, verify=on_bad_rows == "skip")
+        if found and on_bad_rows == "raise":
+            raise damaged(leaf, *min(found.items()))
+        damage |= found
+    if damage:
+        whole = np.delete(np.arange(kept.length), sorted(damage))
+        kept = kept.take(whole)
+        scope = kept if rows is None else scope
+        loaded = {path: _compact(column, whole) for path, column in loaded.items()}
+    for leaf in leaves:
+        if leaf.path not in loaded:
+            loaded[leaf.path] = _values(replace(leaf, rows=kept), scope)
+
+    data = _nested((leaf.path, loaded[leaf.path]) for leaf in leaves)
+    loaded_features = datasets.Features({name: features[name] for name in names})
+    return Columns(data, kept.length, len(damage), loaded_features)
+
+
+def _check(dataset: datasets.Dataset) -> None:
+    if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        raise TypeError(f"expected one split, got a dict of them: take one of {listed(dataset)}.")
+    if not isinstance(dataset, datasets.Dataset):
+        raise TypeError(f"expected a datasets.Dataset, got {type(dataset).__name__}.")
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            "the dataset has a transform that runs when rows are read (set_transform, "
+            "with_transform), so its columns are not known. Store what it gives with ds.map(...), "
+            "or drop it with ds.with_format(None)."
+        )
+    if not len(dataset):
+        split = f"the split {str(dataset.split)!r}" if dataset.split else "the dataset"
+        raise ValueError(f"{split} is empty: there are no rows to load.")
+
+
+def chosen_columns(
+    dataset: datasets.Dataset, include: Iterable[str] | None, exclude: Iterable[str] | None
+) -> list[str]:
+    """Returns the names of the columns that `load_columns` loads; it raises what that raises."""
+    _check(dataset)
+    names = dataset.column_names
+    include = names if include is None else list(include)
+    for name in include:
+        if name not in names:
+            hint = closest(name, names)
+            raise ValueError(f"there is no column {name!r}.{hint} The columns are {listed(names)}.")
+    chosen = [name for name in names if name in include and name not in (exclude or ())]
+    if not chosen:
+        raise ValueError(f"no column is left to load of {listed(names)}.")
+    return chosen
+
+
+def _row_numbers(rows: np.ndarray, length: int) -> np.ndarray:
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
+        raise ValueError(f"rows: expected at least one row number, got {rows!r}.")
+    if numbers.min() < 0 or numbers.max() >= length:
+        raise ValueError(
+            f"rows: expected 0 to {length - 1}, got {numbers.min()} to {numbers.max()}."
+        )
+    return numbers.astype(np.int64)
+
+
+def _leaves(column: Column, scope: Rows) -> Iterator[Column]:
+    """Yields the columns within a nested column; one that is None in a row counts as a whole."""
+    feature, stored = column.feature, column.values
+    if isinstance(feature, (datasets.Translation, datasets.TranslationVariableLanguages)):
+        feature = {field.name: None for field in stored.type}
+    if isinstance(feature, dict) and feature and not _has_nulls(stored, scope):
+        for key, part in feature.items():
+            inner = pc.struct_field(stored, [key])
+            yield from _leaves(Column((*column.path, key), part, inner, column.rows), scope)
+    else:
+        yield column
+
+
+def _has_nulls(stored: pa.ChunkedArray, scope: Rows) -> bool:
+    return stored.null_count > 0 and any(block.null_count for _, block in blocks(stored, scope))
+
+
+def _nested(leaves: Iterable[tuple[tuple[str, ...], "np.ndarray | HostColumn"]]) -> Data:
+    data = {}
+    for (*parents, name), column in leaves:
+        inner = data
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[name] = column
+    return data
+
+
+def _is_image(column: Column) -> bool:
+    return isinstance(column.feature, datasets.Image) and column.feature.decode
+
+
+def _images(column: Column, cache: bool, verify: bool) -> tuple["np.ndarray | HostColumn", Damage]:
+    try:
+        return load_images(column, cache)
+    except Misfit as misfit:
+        host = host_column(column, partial(image_objects, column), misfit)
+        return host, damaged_rows(column) if verify else {}
+
+
+def _values(column: Column, scope: Rows) -> "np.ndarray | HostColumn":
+    try:
+        return dense(column, scope)
+    except Misfit as misfit:
+        return host_column(column, objects(column), misfit)
+
+
+def _compact(column: "np.ndarray | HostColumn", whole: np.ndarray) -> "np.ndarray | HostColumn":
+    """Keeps the rows at `whole`, which ascend, in place: there may be no memory for two arrays."""
+    if isinstance(column, HostColumn):
+        cells = column.cells.select(whole)
+        return HostColumn(
+            column.name, cells, reason=column.reason, first_bad=column.first_bad, fix=column.fix
+        )
+    for start in range(0, len(whole), _COMPACTED):
+        some = whole[start : start + _COMPACTED]
+        column[start : start + len(some)] = column[some]
+    return column[: len(whole)]

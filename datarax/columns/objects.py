@@ -1,0 +1,148 @@
+"""Rows that are no numbers of one shape become Python objects, when they are asked for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from datarax.columns.arrow import ArrowCells, Column, Misfit, Rows, blocks
+from datarax.columns.host import HostColumn, object_array
+from datarax.columns.image_file import DamagedImage, pixels
+from datarax.columns.images import damaged
+from datarax.columns.lists import (
+    fits,
+    flatten,
+    is_list,
+    is_number,
+    is_text,
+    leaf_type,
+    ragged,
+    row_shape,
+)
+
+Convert = Callable[[pa.Array, Rows], np.ndarray]
+
+
+def host_column(column: Column, convert: Convert, misfit: Misfit) -> HostColumn:
+    """Makes the host column of a column that is no array.
+
+    Args:
+        column: The column.
+        convert: Makes an object array of shape `(k,)` of `k` rows of it.
+        misfit: The first row that keeps it from being an array.
+
+    Returns:
+        The column, none of whose rows has been read.
+    """
+    return HostColumn(
+        column.name,
+        ArrowCells(column.values, column.rows, convert),
+        reason=f"row {misfit.row} {misfit.found}",
+        first_bad=misfit.row,
+        fix=f"{_fix(column, misfit)}, or leave it out: exclude_keys={{{column.path[0]!r}}}",
+    )
+
+
+def _fix(column: Column, misfit: Misfit) -> str:
+    row = "row" + "".join(f"[{key!r}]" for key in column.path)
+    made = f"ds = ds.map(lambda row: {{{column.path[-1]!r}:"
+    leaf = leaf_type(column.values.type)
+    if is_text(leaf):
+        text = row.replace("row", "batch", 1)
+        return (
+            f"Tokenise it, ds = ds.map(lambda batch: tokenizer({text}, padding='max_length', "
+            "truncation=True), batched=True)"
+        )
+    if misfit.found.startswith(("is None", "holds None")):
+        return f"Drop such rows, ds = ds.filter(lambda row: {row} is not None), or fill them"
+    if isinstance(column.feature, datasets.Image):
+        resized = f"{row}.convert('RGB').resize((224, 224))"
+        return f"Give the images one size and mode, {made} {resized}}})"
+    if is_number(leaf):
+        return f"Pad or cut it to one length, {made} pad({row})}})"
+    return f"Turn it into numbers, {made} encode({row})}})"
+
+
+def objects(column: Column) -> Convert:
+    """Returns what makes Python objects of a column's rows.
+
+    Ragged lists of numbers become arrays of the dtype that the feature declares, images arrays of
+    pixels, and all else what `datasets` gives: text, bytes, dates, lists, dicts, and None.
+
+    Args:
+        column: A column that is no array.
+
+    Returns:
+        A function of `k` rows that returns an object array of shape `(k,)`; it can be pickled.
+    """
+    type_ = column.values.type
+    if _needs_decoding(column.feature):
+        return partial(_decode, column)
+    if not isinstance(type_, pa.BaseExtensionType) and (
+        is_text(type_) or pa.types.is_binary(type_)
+    ):
+        return _stored
+    inner = _item_shape(column)
+    return _python if inner is None else partial(_ragged, inner)
+
+
+def _stored(block: pa.Array, rows: Rows) -> np.ndarray:
+    return block.to_numpy(zero_copy_only=False)
+
+
+def _python(block: pa.Array, rows: Rows) -> np.ndarray:
+    return object_array(block.to_pylist())
+
+
+def _ragged(inner: tuple[int, ...], block: pa.Array, rows: Rows) -> np.ndarray:
+    return ragged(block, inner)
+
+
+def _decode(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
+    found = []
+    for row, value in enumerate(block.to_pylist()):
+        try:
+            found.append(_decoded(column.feature, value))
+        except DamagedImage as error:
+            raise damaged(replace(column, rows=rows), row, str(error)) from error
+    return object_array(found)
+
+
+def _item_shape(column: Column) -> tuple[int, ...] | None:
+    """Returns the shape that every item of every list has, or None if there is no such shape."""
+    if not is_number(leaf_type(column.values.type)):
+        return None
+    inner = None
+    for _, block in blocks(column.values, column.rows):
+        if not is_list(block.type):
+            return None
+        items = flatten(block)
+        if len(items):
+            inner = row_shape(items.slice(0, 1)) if inner is None else inner
+            if not fits(items, inner):
+                return None
+    return inner
+
+
+def _needs_decoding(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return any(map(_needs_decoding, feature.values()))
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return _needs_decoding(feature.feature)
+    return isinstance(feature, (datasets.Image, datasets.Json)) and feature.decode
+
+
+def _decoded(feature: Any, value: Any) -> Any:
+    if value is None or not _needs_decoding(feature):
+        return value
+    if isinstance(feature, dict):
+        return {key: _decoded(part, value[key]) for key, part in feature.items()}
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return [_decoded(feature.feature, item) for item in value]
+    if isinstance(feature, datasets.Image):
+        return pixels(feature, value)
+    return feature.decode_example(value)

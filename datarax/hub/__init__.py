@@ -1,0 +1,3 @@
+"""The Hub: from a name to a split, loaded or streamed."""
+
+from datarax.hub.load import load_split as load_split

@@ -1,0 +1,106 @@
+"""Builders of `datasets`: of local files, of what the caches hold, of a Hub repository."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datarax.errors import closest, listed
+from datarax.hub import cache, client
+
+# `datasets` takes more than a second to import, so every function imports it when it needs it.
+
+_FILES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".txt": "text"}
+_FILES |= {".json": "json", ".jsonl": "json"}
+
+
+def of_local(name: str, options: dict[str, Any], local_files_only: bool):
+    """Returns the builder of a local file or folder, or a packaged one with files to read."""
+    place = Path(name).expanduser()
+    if local_files_only and (remote := next(_urls(options.get("data_files")), None)):
+        raise ValueError(f"local_files_only=True, but data_files has {remote!r}.")
+    if place.is_file():
+        if place.suffix.lower() not in _FILES:
+            raise ValueError(f"{name!r}: expected a folder or a file of {listed(_FILES)}.")
+        return of_path(_FILES[place.suffix.lower()], name, options | {"data_files": str(place)})
+    if not place.exists() and not (options.get("data_files") or options["data_dir"]):
+        raise ValueError(
+            f"The builder {name!r} needs files: write download_kwargs={{'data_files': ...}}."
+        )
+    return of_path(str(place), name, options)
+
+
+def _urls(data_files: Any) -> Iterator[str]:
+    if isinstance(data_files, str) and "://" in data_files:
+        yield data_files
+    elif isinstance(data_files, Mapping):
+        yield from _urls(list(data_files.values()))
+    elif isinstance(data_files, list | tuple):
+        for part in data_files:
+            yield from _urls(part)
+
+
+def of_cache(name: str, options: dict[str, Any], revision: str | None):
+    """Returns the builder of what the caches hold of a repository, and its commit."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    commit = cache.commit_of(name, revision)
+    if revision and not commit:
+        raise FileNotFoundError(f"revision={revision!r}: {client.not_cached(name)}")
+    folders = cache.prepared(name, options, commit)
+    config = options["name"] or ("default" if len(folders) != 1 else next(iter(folders)))
+    if config in folders:
+        folder = folders[config]
+        builder = Cache(
+            cache_dir=options.get("cache_dir"),
+            dataset_name=name.partition("/")[2],
+            repo_id=name,
+            config_name=folder.parts[-3],
+            version=folder.parent.name,
+            hash=folder.name,
+        )
+        return builder, folder.name
+    snapshot = cache.whole_snapshot(name, commit)
+    if snapshot:
+        return of_path(str(snapshot), name, options), snapshot.name
+    if folders:
+        raise ValueError(_which_config(name, options["name"], sorted(folders), "The cache has"))
+    raise FileNotFoundError(client.not_cached(name))
+
+
+def of_path(path: str, name: str, options: dict[str, Any]):
+    """Returns the builder of what `datasets` finds at a path: a repository, a folder or a module.
+
+    Args:
+        path: What `datasets.load_dataset_builder` takes.
+        name: What the user calls it.
+        options: Further arguments of `datasets.load_dataset_builder`.
+
+    Raises:
+        ValueError: The configuration does not exist, or none is chosen of several; it lists them.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset_builder(path, **options)
+    except (ValueError, TypeError) as error:
+        extra = options.keys() - inspect.signature(datasets.load_dataset_builder).parameters.keys()
+        for key in extra:
+            if repr(key) in str(error):
+                said = f"The files of {name!r} have a builder that takes no {key!r}: leave it out."
+                raise ValueError(said) from error
+        shared = ("data_dir", "data_files", "revision", "download_config")
+        given = {key: options[key] for key in shared if options.get(key) is not None}
+        if options.get("token") is not None:
+            given["download_config"] = datasets.DownloadConfig(token=options["token"])
+        known = datasets.get_dataset_config_names(path, **given)
+        config = options["name"]
+        if config not in known and (config is not None or len(known) > 1):
+            raise ValueError(_which_config(name, config, known)) from error
+        raise
+
+
+def _which_config(name: str, given: str | None, known: list[str], there: str = "There are") -> str:
+    said = f"has no configuration {given!r}." if given else "has several configurations."
+    near = closest(given or "", known) or f" Write config_name={known[0]!r}."
+    return f"{name!r} {said} {there} {listed(known)}.{near}"

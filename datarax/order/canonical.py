@@ -1,0 +1,242 @@
+"""Canonical shards: the records of a source dealt to a fixed number of shards.
+
+Position `p` of an epoch is slot `p // C` of shard `p % C`. The records are dealt to the shards
+once, pseudo-randomly, and each shard is permuted anew in every epoch. `C` belongs to the run, not
+to its devices: any number of devices that divides `C` gives the same batches, and a device needs
+only the rows of its own shards for its part of a batch.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from datarax.columns.host import HostColumn
+from datarax.errors import listed
+from datarax.order.cipher import avalanche
+from datarax.order.epochs import epoch_seed
+from datarax.order.epochs import run_on as epochs_run_on
+from datarax.order.permutation import index_shuffle
+from datarax.order.walk import walk
+
+_ROUNDS = 6
+_LEAST_BITS = 8  # of the cipher's block: a smaller one does not mix
+_DEAL_SEED = 0  # the deal is the same for every run
+
+
+@dataclasses.dataclass(frozen=True)
+class Deal:
+    """How records are dealt to canonical shards, and the order of each shard.
+
+    Args:
+        num_records: Number of records, from `shards` to 2**31.
+        shards: Number of canonical shards, `C`.
+        shuffle: Whether they are dealt pseudo-randomly; otherwise record `r` is dealt to shard
+            `r % C`, so that positions in stored order are the records.
+
+    Raises:
+        ValueError: If there are fewer records than shards.
+
+    Example:
+        >>> deal = Deal(10, 4)
+        >>> sorted(int(r) for shard in range(4) for r in deal.rows(shard))
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+
+    num_records: int
+    shards: int
+    shuffle: bool = True
+
+    def __post_init__(self):
+        if self.num_records < self.shards:
+            raise ValueError(
+                f"shards={self.shards}, but there are {self.num_records} records: a shard needs "
+                "one at least. Use fewer shards."
+            )
+
+    @property
+    def slots(self) -> int:
+        """The number of slots of the longest shard, `ceil(num_records / shards)`."""
+        return -(-self.num_records // self.shards)
+
+    def size(self, shard):
+        """Returns the number of records of a shard: they differ by one at most; traceable."""
+        least, more = divmod(self.num_records, self.shards)
+        return np.uint32(least) + (jnp.asarray(shard) < more).astype(jnp.uint32)
+
+    def rows(self, shard: int) -> np.ndarray:
+        """Returns the records of a shard, int64 of shape `(size,)`, in the order it holds them."""
+        return self.held([shard])[0, : int(self.size(shard))]
+
+    def held(self, shards: Sequence[int]) -> np.ndarray:
+        """Returns the records of some shards, int64 of shape `(len(shards), slots)`.
+
+        The last slot of a shorter shard repeats its first record.
+        """
+        shard = np.array(shards)[:, None]
+        slot = np.arange(self.slots) % np.asarray(self.size(shard))
+        return np.asarray(self._dealt(slot * self.shards + shard)).astype(np.int64)
+
+    def place(self, shard, slot, seed=None) -> jax.Array:
+        """Returns which of a shard's records is in a slot; traceable, elementwise.
+
+        Args:
+            shard: Shards, integers of any shape.
+            slot: Slots, integers that broadcast against `shard`; past the shard's end they wrap.
+            seed: The epoch's seed, `uint32` that broadcasts; None: the order that `rows` has.
+
+        Returns:
+            `int32` array of places, each less than the shard's size.
+        """
+        shard, slot = (jnp.asarray(x).astype(jnp.uint32) for x in (shard, slot))
+        size = self.size(shard)
+        slot = slot % size
+        if seed is None or self.slots == 1:
+            return slot.astype(jnp.int32)
+        return _permuted(slot, size, _key(seed, shard), self.slots).astype(jnp.int32)
+
+    def record(self, position, seed=None) -> jax.Array:
+        """Returns the record at each position of an epoch; traceable, elementwise.
+
+        Args:
+            position: Positions, integers; from `num_records` on a shard's first slots come again.
+            seed: The epoch's seed, `uint32` that broadcasts; None: the stored order.
+
+        Returns:
+            `int32` array of records.
+        """
+        position = jnp.asarray(position).astype(jnp.uint32)
+        count = np.uint32(self.shards)
+        shard = position % count
+        place = self.place(shard, position // count, seed).astype(jnp.uint32)
+        return self._dealt(place * count + shard).astype(jnp.int32)
+
+    def _dealt(self, position):
+        if not self.shuffle:
+            return position
+        return index_shuffle(position, num_records=self.num_records, seed=_DEAL_SEED)
+
+
+def run_on(epoch, index, size: int, *, num_records: int, seed=None, shards: int = 1) -> jax.Array:
+    """Returns what `order.run_on` does, of an order with canonical shards.
+
+    Args:
+        epoch: The epoch, an integer, concrete or traced.
+        index: Position within it, from 0 to `num_records`.
+        size: How many records, a Python int.
+        num_records: Records in an epoch.
+        seed: The source's seed, or None for the stored order.
+        shards: Number of canonical shards; 1: the source's own order.
+
+    Returns:
+        `int32` array of shape `(size,)`.
+    """
+    if shards == 1:
+        return epochs_run_on(epoch, index, size, num_records=num_records, seed=seed)
+    position = jnp.asarray(index).astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
+    epochs = jnp.asarray(epoch).astype(jnp.uint32) + position // np.uint32(num_records)
+    seeds = None if seed is None else epoch_seed(seed, epochs)
+    deal = Deal(num_records, shards, shuffle=seed is not None)
+    return deal.record(position % np.uint32(num_records), seeds)
+
+
+def deal_out(source: Any, deal: Deal, sharding: jax.sharding.NamedSharding) -> dict[str, Any]:
+    """Returns a source's columns dealt to canonical shards, on the devices of `sharding`.
+
+    A process reads only the rows of the shards that its devices hold.
+
+    Args:
+        source: An eager source.
+        deal: The deal.
+        sharding: Spreads the first axis, the shards, over devices.
+
+    Returns:
+        Nested dict of arrays of shape `(shards, slots, ...)`, and host columns as the source has
+        them. The last slot of a shorter shard repeats its first record.
+    """
+    parts = sharding.addressable_devices_indices_map((deal.shards,))
+    own = sorted({shard for (part,) in parts.values() for shard in range(deal.shards)[part]})
+
+    def placed(column):
+        if isinstance(column, HostColumn):
+            return column
+        column = column.reshape(len(own), deal.slots, *column.shape[1:])
+
+        def part(index):  # of consecutive shards
+            shards = range(deal.shards)[index[0]]
+            first = own.index(shards[0])
+            return column[first : first + len(shards)]
+
+        shape = (deal.shards, *column.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    columns = source.host_rows(deal.held(own).reshape(-1))
+    return jax.tree.map(placed, columns, is_leaf=lambda x: isinstance(x, HostColumn))
+
+
+def expect_multiple(batch_size: int, shards: int) -> None:
+    """Raises `ValueError` unless every batch holds as many records of each shard."""
+    if batch_size % shards:
+        near = sorted({max(1, batch_size // shards) * shards, -(-batch_size // shards) * shards})
+        raise ValueError(
+            f"batch_size={batch_size} is no multiple of shards={shards}: each batch holds as many "
+            f"records of every shard. Write batch_size={listed(near)}, or another shards."
+        )
+
+
+def with_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
+    """Returns a source's state with the canonical shards of its order."""
+    if shards == 1 or "streams" in state["order"]:  # which a stream counts itself
+        return state
+    return state | {"order": state["order"] | {"shards": shards}}
+
+
+def without_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
+    """Returns the source's state that `with_shards` was given.
+
+    Raises:
+        ValueError: If it is of another number of shards.
+    """
+    if not isinstance(state, dict) or not isinstance(state.get("order"), dict):
+        return state  # the source says what is wrong with it
+    rest = {name: value for name, value in state["order"].items() if name != "shards"}
+    given = state["order"].get("shards", 1)
+    if "streams" not in rest and given != shards:
+        raise ValueError(
+            f"The state is of an order with shards={given}, this one has shards={shards}: write "
+            f"shards={given}, or begin anew with reset()."
+        )
+    return state | {"order": rest}
+
+
+def _key(seed, shard):
+    """Returns 32 bits that differ for each epoch and shard."""
+    seed = avalanche(jnp.asarray(seed).astype(jnp.uint32) ^ np.uint32(0x5BD1E995))
+    return avalanche(seed + shard * np.uint32(0x9E3779B1))
+
+
+def _permuted(slot, size, key, longest):
+    """Permutes `slot` within `size`: an alternating Feistel network over the smallest block.
+
+    Unlike Grain's cipher, whose block has 16 bits at least, it is cheap for a short shard: few
+    values fall outside and are encrypted again (Black and Rogaway, 2002).
+    """
+    bits = max((longest - 1).bit_length(), _LEAST_BITS)
+    right_bits = bits - bits // 2
+    left_mask, right_mask = (np.uint32((1 << n) - 1) for n in (bits // 2, right_bits))
+
+    def encrypted(value, _, key):
+        steps = (np.uint32(0x9E3779B9 * (i + 1) % 2**32) for i in range(_ROUNDS))
+        keys = [avalanche(key + step) for step in steps]
+        left, right = value >> np.uint32(right_bits), value & right_mask
+        for even, odd in zip(keys[::2], keys[1::2], strict=True):
+            left = left ^ (avalanche((right ^ even) + odd) & left_mask)
+            right = right ^ (avalanche((left ^ odd) + even) & right_mask)
+        return (left << np.uint32(right_bits)) | right
+
+    shape = jnp.broadcast_shapes(slot.shape, key.shape)
+    slot, size, key = (jnp.broadcast_to(x, shape).reshape(-1) for x in (slot, size, key))
+    return walk(encrypted, lambda value, size, _: value >= size, slot, size, key).reshape(shape)

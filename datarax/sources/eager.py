@@ -1,0 +1,286 @@
+"""The base of sources that hold all their columns: what holds for every one."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax.columns.fingerprint import fingerprint_arrays
+from datarax.columns.host import HostColumn
+from datarax.columns.rows import gather, has_host, with_host_rows
+from datarax.errors import expect_between
+from datarax.module import DataraxModuleConfig
+from datarax.order.epochs import key_seed, window
+from datarax.order.permutation import MAX_RECORDS
+from datarax.pipeline import programs
+from datarax.sources.eager_state import OrderedRecords
+from datarax.sources.placement import Placements, place, without_host
+
+_ITERATION_BLOCK = 256  # rows gathered at once while iterating record by record
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfigBase(DataraxModuleConfig):
+    """Base of the sources' configurations."""
+
+
+class EagerSourceBase(OrderedRecords):
+    """A source that holds all its columns, and hands out any batch of them by arithmetic.
+
+    Subclasses load a dict of columns and pass it on; batches and iteration are here, order,
+    position and state in `OrderedRecords`.
+
+    Args:
+        config: The subclass's configuration.
+        data: Nested dict of columns: arrays of shape `(n, ...)` or `HostColumn`s of shape `(n,)`.
+            Or a function that returns it, called when a column is first asked for; `length` and
+            `fingerprint` must be given then.
+        length: The number of records, where `data` is a function.
+        shuffle: Whether each epoch has its own random order.
+        seed: Seed of that order, from 0 to 2**32 - 1.
+        fingerprint: Fingerprint of the data's content; computed from `data` where None.
+        revision: What the data was resolved to, such as a commit of the Hub; part of the state.
+        rngs: Random streams that the source keeps; they never decide the order.
+        name: A name for messages.
+
+    Raises:
+        ValueError: If the data is empty or its columns differ in length.
+
+    Example:
+        >>> class Squares(EagerSourceBase):
+        ...     def __init__(self, n):
+        ...         x = np.arange(n, dtype=np.float32)
+        ...         super().__init__(SourceConfigBase(), {"x": x, "y": x**2})
+        >>> Squares(10).get_batch(3)["y"]
+        Array([0., 1., 4.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        config: DataraxModuleConfig,
+        data: dict[str, Any] | Callable[[], dict[str, Any]],
+        *,
+        length: int | None = None,
+        shuffle: bool = False,
+        seed: int = 42,
+        fingerprint: str | None = None,
+        revision: str | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(
+            config,
+            length=_common_length(data) if length is None else length,
+            shuffle=shuffle,
+            seed=seed,
+            fingerprint=fingerprint or fingerprint_arrays(data),
+            revision=revision,
+            rngs=rngs,
+            name=name,
+        )
+        # A dict that all clones share, so that columns are loaded and placed once.
+        self._columns = nnx.data({} if callable(data) else data)
+        self._load = nnx.static(data if callable(data) else None)
+        self._placements = nnx.static(Placements())
+
+    # --- the data --------------------------------------------------------------------------------
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """All columns where they are: NumPy arrays until `data` is touched, then JAX arrays."""
+        if not self._columns:
+            self._columns.update(self._load())
+        return self._columns
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """All columns: JAX arrays of shape `(length, ...)`, and `HostColumn`s for what cannot be.
+
+        They move to the default device when this is first touched; until then they are host memory.
+        """
+        place(self.columns)
+        return self._columns
+
+    def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns some rows of all columns: NumPy arrays of shape `(k, ...)`, and host columns.
+
+        Args:
+            rows: Row numbers, integers of shape `(k,)`.
+        """
+
+        def some(column):
+            return column.select(rows) if _is_host(column) else np.asarray(column[rows])
+
+        return jax.tree.map(some, self.columns, is_leaf=_is_host)
+
+    def host_columns(self) -> tuple[HostColumn, ...]:
+        """Returns the columns that are no arrays, nested ones too."""
+        nodes = jax.tree.leaves(self.columns, is_leaf=_is_host)
+        return tuple(node for node in nodes if _is_host(node))
+
+    def collect_to_array(self, sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
+        """Returns all array columns, placed as `sharding` says.
+
+        Args:
+            sharding: Where to place them; None: the default device, without another copy.
+        """
+        source = self if sharding is None else self.placed_on(sharding)
+        return without_host(source.data)
+
+    def placed_on(self, sharding: jax.sharding.Sharding) -> Self:
+        """Returns a clone whose array columns are on the devices of `sharding`.
+
+        A device that holds a column already is not given it again, neither by a second call.
+
+        Args:
+            sharding: Where to place them; its devices may belong to several processes.
+        """
+        clone = self.clone()
+        clone._columns = nnx.data(self._placements.of(self.columns, sharding))
+        return clone
+
+    def element_spec(self) -> dict[str, Any]:
+        """Returns the shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`.
+
+        A host column's is `ShapeDtypeStruct((), numpy.dtype(object))`.
+        """
+        return jax.tree.map(
+            lambda column: jax.ShapeDtypeStruct(column.shape[1:], column.dtype),
+            self.columns,
+            is_leaf=_is_host,
+        )
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def get_batch_at(
+        self, start: int | jax.Array, size: int, key: jax.Array | None = None
+    ) -> dict[str, Any]:
+        """Returns `size` records from position `start` of the epoch that `key` names.
+
+        Changes nothing, traces under `jit`, `scan`, `while_loop` and `vmap`, and costs O(size)
+        whatever the length. Past the end it wraps in the same permutation.
+
+        Args:
+            start: Position within the epoch, concrete or traced.
+            size: Number of records, a Python int.
+            key: PRNG key of the epoch: epoch `e` is `jax.random.key((seed + e) % 2**32)`. Needed in
+                random order, ignored in stored order.
+
+        Returns:
+            Dict of arrays of shape `(size, ...)`. Host columns are part of it, as object arrays of
+            shape `(size,)`, unless something is traced; then asking for one raises.
+
+        Raises:
+            ValueError: If the order is random and `key` is None, or `size` is not positive.
+
+        Example:
+            >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(10)})
+            >>> jax.jit(lambda t: source.get_batch_at(4 * t, 4))(2)["x"]
+            Array([8, 9, 0, 1], dtype=int32)
+        """
+        expect_between("size", size, 1, MAX_RECORDS)
+        if key is None and self.is_random_order:
+            raise ValueError(
+                f"{self._label()} is in random order, and get_batch_at keeps no epoch: write "
+                "key=jax.random.key(seed + epoch), or set_random_order(False)."
+            )
+        seed = key_seed(key) if self.is_random_order else None
+        if isinstance(start, (int, np.integer)):
+            start = int(start) % self.length
+        if _traced(start, seed, *jax.tree.leaves(self.columns)):
+            records = window(start, size, num_records=self.length, seed=seed)
+            return gather(self.data, records)
+        rows, records = programs.window(self.data, start, seed, size, self.length)
+        return self._with_host_rows(rows, records)
+
+    def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
+        """Returns the next `batch_size` records, running on into the next epoch.
+
+        Args:
+            batch_size: Number of records.
+            key: If given, `get_batch_at(0, batch_size, key)` is returned and nothing moves.
+
+        Returns:
+            Dict of arrays of shape `(batch_size, ...)`, and object arrays for host columns.
+
+        Raises:
+            TypeError: If the source's position is traced.
+        """
+        if key is not None:
+            return self.get_batch_at(0, batch_size, key)
+        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
+        if _traced(self.epoch.get_value(), self.index.get_value()):
+            raise TypeError(
+                f"get_batch moves {self._label()}, which a compiled function cannot: write "
+                "get_batch_at(start, size, key) there, or Pipeline(...).step()."
+            )
+        epoch, index = self._position()
+        batch = self._rows(epoch, index, batch_size)
+        epochs, index = divmod(index + batch_size, self.length)
+        self.move(epoch + epochs, index)
+        self._applied.set_value(self._applied.get_value() + batch_size)
+        return batch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields the records of one epoch.
+
+        The first `for` is epoch 0; later ones go on where `set_state` set the position, and
+        otherwise begin the next epoch. The position moves with the loop.
+        """
+        epoch, index = self.begin_epoch()
+        while index < self.length:
+            size = min(_ITERATION_BLOCK, self.length - index)
+            for record in _records(self._rows(epoch, index, size), size):
+                index += 1
+                self.move(*((epoch, index) if index < self.length else (epoch + 1, 0)))
+                self._applied.set_value(self._applied.get_value() + 1)
+                yield record
+
+    def _rows(self, epoch, index, size):
+        seed = self.order_seed()
+        rows, records = programs.run_on(self.data, epoch, index, seed, size, self.length)
+        return self._with_host_rows(rows, records)
+
+    def _with_host_rows(self, rows, records):
+        if not has_host(self.columns):
+            return rows
+        return with_host_rows(rows, self.columns, np.asarray(records))
+
+    def clone(self) -> Self:
+        """Returns a source at the same position that shares the arrays and moves on its own."""
+        clone = nnx.clone(self)
+        clone._columns = nnx.data(self._columns)  # the same dict: placed once for both
+        return clone
+
+
+# --- pure parts ------------------------------------------------------------------------------
+
+
+def _is_host(column) -> bool:
+    return isinstance(column, HostColumn)
+
+
+def _traced(*values) -> bool:
+    return any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def _records(rows, size) -> Iterator[dict[str, Any]]:
+    leaves, structure = jax.tree.flatten(rows)
+    for values in zip(*(list(leaf) for leaf in leaves), strict=True):
+        yield jax.tree.unflatten(structure, values)
+
+
+def _common_length(data) -> int:
+    columns = jax.tree.leaves_with_path(data, is_leaf=_is_host)
+    lengths = {jax.tree_util.keystr(path): len(column) for path, column in columns}
+    if not lengths or not all(lengths.values()):
+        raise ValueError(
+            f"There are no records: the columns are {lengths or 'none'}. A source needs at least "
+            "one record; check the split, the filter or include_keys."
+        )
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The columns differ in length: {lengths}. Every record needs each.")
+    return next(iter(lengths.values()))

@@ -1,0 +1,318 @@
+"""Hugging Face datasets as sources: the whole split as arrays on the device."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from logging import getLogger
+from typing import Any
+
+import datasets
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax.columns.fingerprint import fingerprint_dataset
+from datarax.columns.load import Columns, chosen_columns, load_columns
+from datarax.errors import listed
+from datarax.hub.load import load_split
+from datarax.module import expect_config
+from datarax.sources.eager import EagerSourceBase, SourceConfigBase
+from datarax.sources.hf_source.streaming import (
+    HFStreamingConfig,
+    HFStreamingSource,
+    expect_dataset_fields,
+)
+
+logger = getLogger("datarax.sources.hf_source")
+
+
+@dataclasses.dataclass(frozen=True)
+class HFEagerConfig(SourceConfigBase):
+    """Configuration of `HFEagerSource`.
+
+    Args:
+        name: A dataset of the Hub (`"ylecun/mnist"`, or short `"mnist"`), a local folder or a
+            packaged builder such as `"parquet"`.
+        split: A split, as `"train"` or `"train[:10%]"`.
+        data_dir: Folder of the dataset's files.
+        include_keys: The columns to load; None for all.
+        exclude_keys: Columns to leave out; one that does not exist is no error.
+        shuffle: Whether each epoch has its own random order: a full permutation.
+        seed: Seed of that order, from 0 to 2**32 - 1.
+        download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
+        local_files_only: Whether to read only what is on this machine.
+        config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
+        on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"` its row.
+        streaming: Whether to read on demand: `HFEagerSource(config)` is a `HFStreamingSource` then.
+        shuffle_buffer_size: How many rows of a stream are shuffled together; an eager shuffle is a
+            full permutation and needs none.
+
+    Raises:
+        ValueError: If an argument is missing, out of range, or contradicts another.
+
+    Example:
+        >>> HFEagerConfig(name="mnist", split="train", shuffle=True).seed
+        42
+    """
+
+    name: str | None = None
+    split: str | None = None
+    data_dir: str | None = None
+    include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    shuffle: bool = False
+    seed: int = 42
+    download_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
+    local_files_only: bool = False
+    config_name: str | None = None
+    on_bad_rows: str = "raise"
+    streaming: bool = False
+    shuffle_buffer_size: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_dataset_fields(self)
+
+
+# The fields that decide which data a configuration names.
+_DATA_FIELDS = (
+    "name",
+    "split",
+    "data_dir",
+    "include_keys",
+    "exclude_keys",
+    "download_kwargs",
+    "config_name",
+    "on_bad_rows",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A split's columns and what is known of where they came from.
+
+    Where several processes run, each may need other rows: then `read(rows=...)` loads some or all
+    when they are asked for, and `columns` is None.
+    """
+
+    columns: Columns | None
+    read: Callable[..., Columns] | None
+    length: int
+    features: datasets.Features
+    fingerprint: str
+    info: datasets.DatasetInfo
+    revision: str | None
+    given: bool = False  # whether `from_dataset` was given the dataset: its name says nothing
+
+    def all_columns(self) -> dict[str, Any]:
+        return self.read().data
+
+
+class _ChoosesStream(type(nnx.Module)):
+    """Makes a stream of a configuration that asks for one.
+
+    It is chosen here and not in `__new__`, after which `__init__` would run a second time.
+    """
+
+    def __call__(cls, *args, **kwargs):
+        config = args[0] if args else kwargs.get("config")
+        if isinstance(config, HFEagerConfig) and config.streaming:
+            kwargs.pop("config", None)
+            return HFStreamingSource(_streaming(config), *args[1:], **kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+def _streaming(config: HFEagerConfig) -> HFStreamingConfig:
+    return HFStreamingConfig(
+        **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    )
+
+
+class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
+    """A Hugging Face split as arrays, with any batch of it by arithmetic.
+
+    Numbers, labels, lists of one length and images of one size become JAX arrays in the dtype of
+    their features (images `uint8`, labels `int32`); text, lists or images of different sizes,
+    nulls, bytes and dates become host columns, which ride along as Python objects.
+
+    Args:
+        config: A `HFEagerConfig`.
+        rngs: Random streams that the source keeps; they never decide the order.
+        name: A name for messages; `HFEagerSource(dataset:split)` where None.
+
+    Raises:
+        FileNotFoundError: If the dataset does not exist, or is private.
+        ConnectionError: If the Hub cannot be reached.
+        ValueError: If the split, the configuration or a column does not exist, the split is
+            empty, or an integer does not fit into 32 bits while x64 is off.
+
+    Example:
+        >>> dataset = datasets.Dataset.from_dict({"x": [1.0, 2.0, 3.0]})
+        >>> source = HFEagerSource.from_dataset(dataset, shuffle=True, seed=0)
+        >>> source.get_batch_at(0, 3, jax.random.key(0))["x"].shape
+        (3,)
+    """
+
+    def __init__(
+        self,
+        config: HFEagerConfig,
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+        _loaded: _Loaded | None = None,
+    ):
+        expect_config(config, HFEagerConfig, self)
+        loaded = _load(config) if _loaded is None else _loaded
+        columns = loaded.columns
+        super().__init__(
+            config,
+            loaded.all_columns if columns is None else columns.data,
+            length=loaded.length,
+            shuffle=config.shuffle,
+            seed=config.seed,
+            fingerprint=loaded.fingerprint,
+            revision=loaded.revision,
+            rngs=rngs,
+            name=name or f"{type(self).__name__}({config.name}:{config.split})",
+        )
+        self._loaded = nnx.static(loaded)
+        self._skipped.set_value(0 if columns is None else columns.skipped)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        ds: datasets.Dataset,
+        *,
+        shuffle: bool = False,
+        seed: int = 42,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+        **fields: Any,
+    ) -> "HFEagerSource":
+        """Makes a source of a dataset that is already loaded, mapped or filtered.
+
+        Args:
+            ds: A `datasets.Dataset`.
+            shuffle: Whether each epoch has its own random order.
+            seed: Seed of the order, from 0 to 2**32 - 1.
+            rngs: Random streams that the source keeps.
+            name: A name for messages.
+            **fields: Other fields of `HFEagerConfig`, such as `include_keys`.
+
+        Raises:
+            TypeError: If `ds` is no `datasets.Dataset`.
+            ValueError: As the constructor.
+
+        Example:
+            >>> dataset = datasets.Dataset.from_dict({"x": [1, 2]})
+            >>> len(HFEagerSource.from_dataset(dataset))
+            2
+        """
+        if not isinstance(ds, datasets.Dataset):
+            hint = "; pick a split, as in from_dataset(ds['train'])" * isinstance(ds, dict)
+            raise TypeError(f"ds is a {type(ds).__name__}: expected a datasets.Dataset{hint}.")
+        fields |= {"shuffle": shuffle, "seed": seed}
+        if fields.get("streaming"):
+            return HFStreamingSource.from_dataset(ds, rngs=rngs, name=name, **fields)
+        fields.setdefault("name", ds.info.dataset_name or "dataset")
+        fields.setdefault("split", str(ds.split or "all"))
+        config = HFEagerConfig(**fields)
+        loaded = dataclasses.replace(_columns_of(ds, config, revision=None), given=True)
+        return cls(config, rngs=rngs, name=name, _loaded=loaded)
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset's name, as configured."""
+        return self.config.name
+
+    @property
+    def split_name(self) -> str:
+        """The split's name, as configured."""
+        return self.config.split
+
+    @property
+    def include_keys(self) -> set[str] | None:
+        """The columns to load, as configured."""
+        return self.config.include_keys
+
+    @property
+    def exclude_keys(self) -> set[str] | None:
+        """The columns to leave out, as configured."""
+        return self.config.exclude_keys
+
+    @property
+    def features(self) -> datasets.Features:
+        """The features of the columns that were loaded."""
+        return self._loaded.features
+
+    def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns some rows as NumPy arrays, read from Arrow where not all are loaded yet."""
+        if self._loaded.read is None or self._columns:
+            return super().host_rows(rows)
+        return self._loaded.read(rows=rows).data
+
+    def get_dataset_info(self) -> datasets.DatasetInfo:
+        """Returns the dataset's `datasets.DatasetInfo`: description, features, licence."""
+        return self._loaded.info
+
+    def copy(self, *, config=None, rngs=None, name=None) -> "HFEagerSource":
+        """Returns a source with other arguments, at the start of epoch 0.
+
+        The data is loaded again only if `config` names other data. Without a `config` the order and
+        the statistics are this source's as they are set now.
+
+        Raises:
+            TypeError: If `config` is no `HFEagerConfig`.
+            ValueError: If it names other data and this source is one of `from_dataset`.
+        """
+        own, config = config is None, self.config if config is None else config
+        expect_config(config, HFEagerConfig, self)
+        same = all(getattr(config, f) == getattr(self.config, f) for f in _DATA_FIELDS)
+        if self._loaded.given and not same:
+            other = [f for f in _DATA_FIELDS if getattr(config, f) != getattr(self.config, f)]
+            raise ValueError(
+                f"{self._label()} was made of a dataset at hand, which copy cannot load again with "
+                f"another {listed(other)}: write HFEagerSource.from_dataset(ds, "
+                f"{other[0]}={getattr(config, other[0])!r})."
+            )
+        copy = type(self)(
+            config,
+            rngs=self.rngs if rngs is None else rngs,
+            name=self.name if name is None and config == self.config else name,
+            # The columns are one dict, so that they are placed once for both.
+            _loaded=self._loaded if same else None,
+        )
+        return self._settings_to(copy) if own else copy
+
+
+def _load(config: HFEagerConfig) -> _Loaded:
+    split = load_split(
+        config.name,
+        config.split,
+        config_name=config.config_name,
+        data_dir=config.data_dir,
+        download_kwargs=config.download_kwargs,
+        local_files_only=config.local_files_only,
+    )
+    return _columns_of(split.dataset, config, split.revision)
+
+
+def _columns_of(dataset, config, revision) -> _Loaded:
+    options = {
+        "include": config.include_keys,
+        "exclude": config.exclude_keys,
+        "on_bad_rows": config.on_bad_rows,
+    }
+    names = chosen_columns(dataset, config.include_keys, config.exclude_keys)
+    # Which rows are skipped, and so the length, is known only when all are read.
+    waits = jax.distributed.is_initialized() and config.on_bad_rows == "raise"
+    columns = None if waits else load_columns(dataset, **options)
+    return _Loaded(
+        columns=columns,
+        read=functools.partial(load_columns, dataset, **options) if waits else None,
+        length=len(dataset) if columns is None else columns.length,
+        features=datasets.Features({name: dataset.features[name] for name in names}),
+        fingerprint=fingerprint_dataset(dataset, names),
+        info=dataset.info,
+        revision=revision,
+    )

@@ -1,0 +1,105 @@
+"""One function from a name to a source: eager where the data fits, on demand where it does not."""
+
+import dataclasses
+import os
+import sys
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax.sources.hf_source.eager import HFEagerConfig, HFEagerSource
+from datarax.sources.hf_source.streaming import HFStreamingConfig, HFStreamingSource
+
+logger = getLogger("datarax.sources.hf_source")
+
+_SHARE = 0.1  # of the device's memory, which the model and its optimizer need too
+_LOOKED_AT = 64  # rows whose decoded size stands for all
+
+
+def from_hf(
+    name: str,
+    split: str,
+    *,
+    streaming: bool | None = None,
+    rngs: nnx.Rngs | None = None,
+    **fields: Any,
+) -> HFEagerSource | HFStreamingSource:
+    """Returns a Hugging Face split as a source, eager or on demand.
+
+    Where `streaming` is None it is eager if the decoded columns, as estimated from the first rows,
+    take at most 10 % of the device's memory (of the machine's, where the device does not say).
+    Where the number of rows is not known, local files are eager and a Hub dataset is read on
+    demand. It logs which, and why.
+
+    Args:
+        name: A dataset of the Hub, a local folder or a packaged builder.
+        split: A split, as `"train"`.
+        streaming: True for on demand, False for eager.
+        rngs: Random streams that the source keeps.
+        **fields: Any field of `HFEagerConfig` or `HFStreamingConfig`, such as `shuffle`.
+
+    Returns:
+        The source.
+
+    Example:
+        >>> source = from_hf("mnist", "train", shuffle=True)  # doctest: +SKIP
+    """
+    fields |= {"name": name, "split": split}
+    streaming, why = _choose(fields) if streaming is None else (streaming, "as asked for")
+    chosen = "on demand (HFStreamingSource)" if streaming else "eager (HFEagerSource)"
+    logger.info("%s:%s is %s: %s.", name, split, chosen, why)
+    if streaming:
+        return HFStreamingSource(HFStreamingConfig(**fields, streaming=True), rngs=rngs)
+    return HFEagerSource(_config(HFEagerConfig, fields), rngs=rngs)
+
+
+def _choose(fields: dict[str, Any]) -> tuple[bool, str]:
+    if "[" in fields["split"]:
+        return False, "a stream has no slices"
+    local = _is_local(fields["name"])
+    config = _config(HFStreamingConfig, {**fields, "shuffle": False, "on_bad_rows": "skip"})
+    stream = HFStreamingSource(dataclasses.replace(config, streaming=True))
+    if stream.length is None:
+        return not local, "its number of rows is unknown, and the data is " + (
+            "local" if local else "on the Hub"
+        )
+    needed, memory = stream.length * _row_bytes(stream), _memory()
+    share = f"{needed / 1e9:.3g} GB decoded, {needed / memory:.2g} of the memory"
+    return needed > _SHARE * memory, f"{stream.length} rows, about {share}"
+
+
+def _config(kind: type, fields: dict[str, Any]) -> Any:
+    """Returns a configuration of the fields; those that only the other kind has are left out."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    other = HFStreamingConfig if kind is HFEagerConfig else HFEagerConfig
+    foreign = {f.name for f in dataclasses.fields(other)} - known
+    return kind(**{key: value for key, value in fields.items() if key not in foreign})
+
+
+def _is_local(name: str) -> bool:
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as packaged
+
+    return name in packaged or Path(name).expanduser().exists()
+
+
+def _row_bytes(stream: HFStreamingSource) -> float:
+    batch = stream.get_host_batch(_LOOKED_AT)
+    stream.close()
+    columns = jax.tree.leaves(batch)
+    return sum(map(_bytes, columns)) / len(columns[0])
+
+
+def _bytes(column: np.ndarray) -> int:
+    if column.dtype != object:
+        return column.nbytes
+    return sum(getattr(item, "nbytes", None) or sys.getsizeof(item) for item in column)
+
+
+def _memory() -> int:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit") or machine

@@ -1,0 +1,308 @@
+"""Where a source stands in a dataset's canonical streams: its position, order and state."""
+
+from typing import Any, Self
+
+import numpy as np
+from flax import nnx
+
+from datarax.columns.host import HostColumn
+from datarax.errors import expect_between
+from datarax.module import DataraxModule, DataraxModuleConfig
+from datarax.order.permutation import MAX_RECORDS
+from datarax.order.windows import Order
+from datarax.stream.decoder import Decoder
+from datarax.stream.firstrows import fingerprint, first_rows
+from datarax.stream.reader import Care
+from datarax.stream.shards import Shards
+from datarax.stream.streams import Block, Position, Streams, read_block, split_order
+from datarax.stream.streamstate import STATE_VERSION, expect_fitting
+
+
+class PositionedStreams(DataraxModule):
+    """What `StreamingSourceBase` is beside its batches: where it stands, and how it gets there.
+
+    Args:
+        config: The subclass's configuration.
+        shards: What is read.
+        order: The order of the records.
+        care: What to do where reading fails.
+        revision: What the data was resolved to, such as a commit of the Hub.
+        rngs: Random streams that the source keeps; they never decide the order.
+        name: A name for messages.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+
+    def __init__(
+        self,
+        config: DataraxModuleConfig,
+        shards: Shards,
+        order: Order,
+        care: Care,
+        *,
+        revision: str | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(config, rngs=rngs, name=name)
+        first, opened = first_rows(shards, care, keep=not order.shuffle or shards.num_shards == 1)
+        decoder = Decoder(first.features, first.table)
+        self.epoch = nnx.Variable(0)
+        self.revision = revision
+        self.fingerprint = fingerprint(shards, first)
+        self._streams = Streams(shards, decoder, order, care, opened=opened)
+        self._counts = _Counts()
+        self._resumes = False  # whether a `for` goes on where `set_state` put it
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int | None:
+        """The number of records in an epoch, None where it is not known."""
+        return self._streams.shards.length
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError(
+                f"{self._label()} is a stream of unknown length: ask source.length, which is None, "
+                "or count its records by iterating over it."
+            )
+        return self.length
+
+    def __bool__(self) -> bool:
+        return True
+
+    def element_spec(self) -> dict[str, Any]:
+        """Returns the shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`.
+
+        A host column's is `ShapeDtypeStruct((), numpy.dtype(object))`. It is known from the first
+        rows, and holds for all.
+        """
+        return self._streams.decoder.spec()
+
+    @property
+    def features(self) -> Any:
+        """The features of the columns that are read."""
+        return self._streams.decoder.features
+
+    def host_columns(self) -> tuple[HostColumn, ...]:
+        """Returns the host columns, without rows: what they are called and why they are none."""
+        errors = self._streams.decoder.host_errors()
+        empty = np.empty(0, object)
+        return tuple(HostColumn(name, empty, reason=why) for name, why in errors.items())
+
+    @property
+    def is_random_order(self) -> bool:
+        """Whether each epoch has its own random order."""
+        return self._streams.order.shuffle
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order; epoch `e` follows `(seed + e) % 2**32`."""
+        return self._streams.order.seed
+
+    def set_random_order(self, enabled: bool) -> None:
+        """Sets whether each epoch has its own random order, and goes to the epoch's start."""
+        self._reorder(shuffle=bool(enabled))
+
+    def reset(self, seed: int | None = None) -> None:
+        """Goes back to the start of epoch 0.
+
+        Args:
+            seed: A new seed of the order; None keeps the present one.
+
+        Raises:
+            ValueError: If `seed` is not from 0 to 2**32 - 1.
+        """
+        if seed is not None:
+            expect_between("seed", seed, 0, 2**32 - 1)
+        self._reorder(seed=self.seed if seed is None else int(seed))
+        self._begin(0)
+
+    # --- for a compiled loop ---------------------------------------------------------------------
+
+    def split(self, streams: int, process_index: int = 0, process_count: int = 1) -> Self:
+        """Returns a source at the start of epoch 0 that reads one process's canonical streams.
+
+        The shards are dealt to `streams` streams, each with its own window. Every batch holds the
+        same number of records of each, so any number of processes that divides `streams` reads the
+        same global batches: the processes' batches, joined in order.
+
+        Args:
+            streams: The number of canonical streams; it belongs to the run, not to its devices.
+            process_index: Which process this is.
+            process_count: How many there are.
+
+        Raises:
+            ValueError: If `process_count` does not divide `streams`, or there are fewer shards.
+        """
+        expect_between("process_count", process_count, 1, MAX_RECORDS)
+        expect_between("process_index", process_index, 0, process_count - 1)
+        expect_between("streams", streams, 1, MAX_RECORDS)
+        if streams % process_count:
+            raise ValueError(
+                f"{streams} streams cannot be dealt to {process_count} processes: use a number of "
+                f"processes that divides {streams}, or another number of streams from the start."
+            )
+        if streams > self._streams.shards.num_shards:
+            raise ValueError(
+                f"{streams} streams, but {self._label()} has {self._streams.shards.num_shards} "
+                f"shards: use at most as many streams, or store the data in more files."
+            )
+        share = streams // process_count
+        numbers = range(process_index * share, (process_index + 1) * share)
+        source = nnx.clone(self)
+        source._counts = _Counts()
+        order = split_order(self._streams.order, streams)
+        source._streams = self._streams.fork(order=order, numbers=numbers)
+        source._begin(0)
+        return source
+
+    def read_batches(self, batches: int, batch_size: int) -> Block:
+        """Returns the next batches of this epoch, stacked in host memory.
+
+        It stops at the epoch's end: batches past it have no valid record, and `block.filled` says
+        how many have one. `next_epoch()` goes on. The source stands after the last of them; where
+        fewer are used, go back with `go_to(block.positions[used])`.
+
+        Args:
+            batches: How many batches.
+            batch_size: Records in a batch of this process.
+
+        Returns:
+            A `Block`: `columns` with arrays of shape `(batches, batch_size, ...)`, `valid` of shape
+            `(batches, batch_size)`, and the `positions` of which `state_at` makes states.
+        """
+        self._expect_size(batch_size)
+        block = read_block(self._streams, batches, batch_size)
+        self._count(int(block.valid.sum()), block.skipped)
+        return block
+
+    def begin_epoch(self) -> bool:
+        """Goes to where a `for` begins (see `__iter__`); returns whether a state put it there."""
+        resumes, self._resumes = self._resumes, False
+        if self._streams.started and not resumes:
+            self._begin(self._streams.epoch + 1)
+        return resumes
+
+    def next_epoch(self) -> None:
+        """Goes to the start of the next epoch."""
+        self._begin(self._streams.epoch + 1)
+
+    def go_to(self, position: Position) -> None:
+        """Goes back to a position of this epoch that `read_batches` gave."""
+        self._streams.restore(position)
+
+    def state_at(self, position: Position) -> dict[str, Any]:
+        """Returns what `get_state` returns when the source is at `position`."""
+        order = self._streams.order
+        return {
+            "version": STATE_VERSION,
+            **position.state(self._streams.numbers),
+            "order": {
+                "shuffle": order.shuffle,
+                "seed": order.seed,
+                "shuffle_buffer_size": order.window,
+                "streams": order.streams,
+            },
+            "fingerprint": self.fingerprint,
+            "revision": self.revision,
+        }
+
+    def position(self) -> Position:
+        """Returns where the source is: of it `state_at` makes a state, also later."""
+        return self._streams.position()
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the exact position, the order and the data's fingerprint: JSON-able, no rows."""
+        return self.state_at(self.position())
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned, of this source or of one with the same data.
+
+        A state of several processes' streams (see `merge_states`) serves each of them, whatever
+        their number is now.
+
+        Args:
+            state: The dict, also after a round trip through JSON.
+
+        Raises:
+            TypeError: If `state` is no dict.
+            ValueError: If its structure, data, revision, order or number of streams differ.
+        """
+        expect_fitting(state, self.get_state(), self._streams.numbers, self._label())
+        self._streams.load(state)
+        self.epoch.set_value(state["epoch"])
+        self._resumes = True
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Goes to a state of this source; a `for` begins the next epoch, as after a `break`."""
+        self.set_state(state)
+        self._resumes = False
+
+    def clone(self) -> Self:
+        """Returns a source at the same position that shares the shards and moves on its own."""
+        clone = nnx.clone(self)
+        clone._counts = _Counts(self._counts.applied, self._counts.skipped)
+        clone._streams = self._streams.fork()
+        clone._streams.load(self._streams.position().state(self._streams.numbers))
+        return clone
+
+    def close(self) -> None:
+        """Closes the files; the next record opens them again."""
+        position = self._streams.position().state(self._streams.numbers)
+        self._streams.close()
+        self._streams.load(position)
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def _begin(self, epoch: int) -> None:
+        self._streams.begin(epoch)
+        self.epoch.set_value(epoch)
+        self._resumes = False
+
+    def _settings_to(self, copy: Self) -> Self:
+        copy._reorder(shuffle=self.is_random_order, seed=self.seed)
+        return super()._settings_to(copy)
+
+    def _reorder(self, **changes: Any) -> None:
+        old = self._streams
+        order = Order(**{**vars(old.order), **changes})
+        self._streams = old.fork(order=order)
+        old.close()
+        self._begin(old.epoch)
+
+    def _expect_size(self, batch_size: int) -> None:
+        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
+        streams = len(self._streams.numbers)
+        if batch_size % streams:
+            raise ValueError(
+                f"batch_size={batch_size}: expected a multiple of {streams}, the number of streams "
+                f"that {self._label()} reads; each gives as many records to every batch."
+            )
+
+    def _count(self, applied: int, skipped: int) -> None:
+        # Plain numbers: setting the base's variables takes longer than reading a batch.
+        self._counts.applied += applied
+        self._counts.skipped += skipped
+
+    def get_operation_stats(self) -> dict[str, int]:
+        """Returns how many records were handed out (`applied_count`), and how many damaged images
+        and shards were left out (`skipped_count`)."""
+        counts, bad = self._counts, self._streams.bad_shards
+        return {"applied_count": counts.applied, "skipped_count": counts.skipped + bad}
+
+    def reset_operation_stats(self) -> None:
+        """Sets both counters to zero."""
+        self._counts = _Counts(skipped=-self._streams.bad_shards)
+
+    def _label(self) -> str:
+        return self.name or type(self).__name__
+
+
+class _Counts:
+    def __init__(self, applied: int = 0, skipped: int = 0):
+        self.applied, self.skipped = applied, skipped

@@ -1,0 +1,140 @@
+"""What the columns of a stream are, by its first rows: arrays or host columns."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datarax.columns.arrow import Column, Misfit, Rows, plain
+from datarax.columns.image_file import (
+    DamagedImage,
+    converted,
+    dimensions,
+    image_shape,
+    open_image,
+    widest,
+)
+from datarax.columns.numbers import dense
+from datarax.columns.objects import host_column, objects
+
+Path = tuple[str, ...]
+
+_FIRST = 1024  # rows that decide what a column is
+_FIRST_IMAGES = 16  # of them decoded
+OBJECT = np.dtype(object)
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A column, or a part of a nested one.
+
+    Args:
+        path: Its name, and the names within it if it is nested.
+        feature: Its feature.
+        shape: The shape of one row.
+        dtype: `object` for a host column.
+        mode: The mode of the pixels, for an array of images.
+        why: What keeps a host column from being an array, and the line that changes it.
+    """
+
+    path: Path
+    feature: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    mode: str | None = None
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name that errors use: `"answers.text"`."""
+        return ".".join(self.path)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is an array of numbers, not of pixels."""
+        return self.dtype != OBJECT and self.mode is None
+
+    def of(self, table: pa.Table) -> pa.ChunkedArray:
+        """Returns the leaf's values in a table."""
+        values = table.column(self.path[0])
+        for key in self.path[1:]:
+            values = pc.struct_field(values, [key])
+        return values
+
+
+def leaves_of(features: datasets.Features, first: pa.Table) -> list[Leaf]:
+    """Returns what the columns are, those within nested ones too.
+
+    Args:
+        features: The features of the rows.
+        first: The first rows, at least one.
+    """
+    first = first.slice(0, _FIRST)
+    rows = Rows(len(first))
+    columns = (
+        Column((name,), feature, first.column(name), rows) for name, feature in features.items()
+    )
+    return [_leaf(part) for column in columns for part in _parts(column)]
+
+
+def joined(values: pa.ChunkedArray) -> pa.Array:
+    """Returns values as one array, without a copy where they are."""
+    return plain(values.chunk(0) if values.num_chunks == 1 else pa.concat_arrays(values.chunks))
+
+
+def _parts(column: Column) -> Iterator[Column]:
+    """Yields the columns within a nested column; one that is None in a first row is a whole."""
+    feature = column.feature
+    if isinstance(feature, (datasets.Translation, datasets.TranslationVariableLanguages)):
+        feature = {field.name: None for field in column.values.type}
+    if isinstance(feature, dict) and feature and not column.values.null_count:
+        for key, part in feature.items():
+            inner = pc.struct_field(column.values, [key])
+            yield from _parts(Column((*column.path, key), part, inner, column.rows))
+    else:
+        yield column
+
+
+def _leaf(column: Column) -> Leaf:
+    if isinstance(column.feature, datasets.Image) and column.feature.decode:
+        return _image_leaf(column)
+    try:
+        first = dense(column, column.rows)
+    except Misfit as misfit:
+        why = host_column(column, objects(column), misfit)
+        return Leaf(column.path, column.feature, (), OBJECT, why=f"{why.reason}. {why.fix}")
+    return Leaf(column.path, column.feature, first.shape[1:], first.dtype)
+
+
+def _image_leaf(column: Column) -> Leaf:
+    values = joined(column.values).to_pylist()
+    sizes, modes, whole = {}, set(), []
+    for row, value in enumerate(values):
+        shape = value and image_shape(value)
+        size = shape and shape[:2]
+        if value is None or size:
+            sizes.setdefault(size, row)
+    for value in filter(None, values[:_FIRST_IMAGES]):
+        try:
+            image = open_image(column.feature, value)
+        except DamagedImage:
+            continue
+        modes.add(image.mode)
+        whole.append(image)
+    # A photo on its side has the size of its header only before it is turned upright.
+    mode = widest(modes)
+    if len(sizes) == 1 and mode and len({image.size for image in whole}) == 1:
+        pixels = np.asarray(converted(whole[0], mode))
+        dtype = pixels.dtype.newbyteorder("=")
+        return Leaf(column.path, column.feature, pixels.shape, dtype, mode=mode)
+    seen = list(sizes.items())[:2]
+    found = (
+        " and ".join(f"row {row} is {dimensions(size)}" for size, row in seen) or "none is whole"
+    )
+    made = f"{{{column.path[-1]!r}: row[{column.path[0]!r}].convert('RGB').resize((224, 224))}}"
+    fix = f"Give the images one size and mode, ds = ds.map(lambda row: {made})"
+    return Leaf(column.path, column.feature, (), OBJECT, why=f"{found}. {fix}")

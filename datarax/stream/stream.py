@@ -1,0 +1,197 @@
+"""A canonical stream: its share of the shards, in windows that are shuffled, from any position."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datarax.order.windows import Order, permutation
+from datarax.stream.decoder import Decoder, Part
+from datarax.stream.reader import Care, OpenShard, Reader
+from datarax.stream.shards import READ_ROWS, Shards
+from datarax.stream.window import Window
+
+_WIDTH = 8  # shards open at once where rows are shuffled
+_TURNS = 4  # of them that a window has rows of; those after it of the next
+
+START = {"anchor": None, "window": 0, "position": 0, "check": None, "taken": 0}
+"""The state of a stream at the start of an epoch."""
+
+
+class Mark(NamedTuple):
+    """A position in a stream, from which its state can be made: cheap to take for every batch.
+
+    Args:
+        epoch: The epoch.
+        window: The rows that are shuffled together, None where nothing was read yet.
+        position: The next row of the window.
+        pending: The state to resume from where nothing was read yet.
+        taken: How many records of the epoch were handed out.
+    """
+
+    epoch: int
+    window: Window | None
+    position: int
+    pending: dict[str, Any]
+    taken: int
+
+    def state(self) -> dict[str, Any]:
+        """Returns the position: JSON-able, a few hundred bytes, without rows."""
+        if self.window is None:
+            return self.pending
+        return {
+            "anchor": self.window.anchor,
+            "window": self.window.number,
+            "position": self.position,
+            "check": self.window.check(),
+            "taken": self.taken,
+        }
+
+
+class Stream:
+    """One canonical stream.
+
+    Args:
+        shards: The shards of all streams.
+        decoder: What makes columns of rows.
+        order: The order of all streams.
+        number: Which stream it is, from 0.
+        care: What to do where reading fails.
+        opened: Shards that are open already, at their start.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        decoder: Decoder,
+        order: Order,
+        number: int,
+        care: Care,
+        opened: dict[int, OpenShard] | None = None,
+    ):
+        self._shards, self._decoder, self._order = shards, decoder, order
+        self._number, self._care = number, care
+        self._opened = {} if opened is None else opened
+        self._bad_before = 0
+        self._reader = None
+        self.begin(0)
+
+    def begin(self, epoch: int) -> None:
+        """Goes to the start of an epoch; nothing is read yet."""
+        self._renew(epoch)
+        self._pending = START
+
+    def load(self, epoch: int, state: dict[str, Any]) -> None:
+        """Goes to a state; nothing is read yet."""
+        self._renew(epoch)
+        self._pending, self._taken = state, state["taken"]
+
+    def _renew(self, epoch: int) -> None:
+        if self._reader is not None:
+            self._bad_before += self._reader.bad
+            self._reader.close()
+        self._epoch, self._reader = epoch, None
+        self._window, self._position, self._taken = None, 0, 0
+
+    def mark(self) -> Mark:
+        """Returns the present position."""
+        return Mark(self._epoch, self._window, self._position, self._pending, self._taken)
+
+    @property
+    def bad_shards(self) -> int:
+        """How many shards could not be read to their end."""
+        return self._bad_before + (0 if self._reader is None else self._reader.bad)
+
+    def restore(self, mark: Mark) -> None:
+        """Goes back to a mark of this stream."""
+        if mark.window is not None and mark.window is self._window:
+            self._position, self._taken = mark.position, mark.taken
+        else:
+            self.load(mark.epoch, mark.state())
+
+    def take(self, count: int) -> tuple[list[Part], int]:
+        """Returns the next `count` records, fewer at the end of the epoch.
+
+        Returns:
+            Parts that hold the records in order, and how many damaged ones were left out.
+        """
+        parts, skipped = [], 0
+        while count > 0 and self._ready():
+            stop = min(self._position + count, len(self._window))
+            part, damage = self._window.rows(self._position, stop)
+            if damage:
+                if self._care.on_bad_rows == "raise":
+                    raise ValueError(
+                        f"{damage[min(damage)]}: the image cannot be decoded. Repair it, or leave "
+                        "such rows out with on_bad_rows='skip'."
+                    )
+                keep = np.setdiff1d(np.arange(stop - self._position), list(damage))
+                part = {path: column[keep] for path, column in part.items()}
+            good = stop - self._position - len(damage)
+            count, self._taken = count - good, self._taken + good
+            skipped += len(damage)
+            self._position = stop
+            parts.append(part)
+        return parts, skipped
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._reader is not None:
+            self._reader.close()
+
+    # --- windows ---------------------------------------------------------------------------------
+
+    def _ready(self) -> bool:
+        """Makes sure that there is a row to take; False at the end of the epoch."""
+        if self._window is None:
+            return self._resume()
+        while self._position >= len(self._window):
+            following = self._fill(self._window.number + 1)
+            if following is None:
+                return False
+            self._window, self._position = following, 0
+        return True
+
+    def _resume(self) -> bool:
+        state = self._pending
+        if self._reader is None:
+            self._reader = self._new_reader()
+            if state["anchor"] is not None:
+                self._reader.load(state["anchor"])
+        window = self._fill(state["window"])
+        if window is None and state["check"] is None:
+            return False
+        if window is None or state["check"] not in (None, window.check()):
+            self._renew(self._epoch)  # asking again is an error again
+            raise ValueError(
+                "the stream does not give the rows again that it gave before its state was saved: "
+                "the data changed, or they come from a generator that draws at random or gives "
+                "each row once. Give it a fixed seed, save its rows to files, or begin anew with "
+                "reset()."
+            )
+        self._window, self._position = window, state["position"]
+        return self._ready()
+
+    def _new_reader(self) -> Reader:
+        ids = self._order.shards(self._shards.num_shards, self._epoch, self._number)
+        width, turn = 1, READ_ROWS
+        if self._order.shuffle:
+            width, turn = _WIDTH, -(-self._order.window // _TURNS)
+        return Reader(self._shards, ids, self._care, width=width, turn=turn, opened=self._opened)
+
+    def _fill(self, number: int) -> Window | None:
+        anchor = self._reader.state()
+        size = self._order.window if self._order.shuffle else 1
+        try:
+            pieces, rows = [], 0
+            while rows < size and (piece := self._reader.read()) is not None:
+                pieces.append(piece)
+                rows += piece.rows
+            if not pieces:
+                return None
+            mixed = None
+            if self._order.shuffle:
+                mixed = permutation(rows, self._order.epoch_seed(self._epoch), self._number, number)
+            return Window(pieces, self._decoder, mixed, anchor, number)
+        except BaseException:
+            self._reader.load(anchor)  # so that the next attempt loses nothing
+            raise

@@ -1,0 +1,93 @@
+"""Mixtures: proportions that hold in every thousand draws, and an exact place to go on from."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datarax import (
+    HFStreamingSource,
+    MemorySource,
+    MemorySourceConfig,
+    MixedSource,
+    prefetch_to_device,
+)
+from datarax.order.draws import Draws
+
+
+def memory(first: int, rows: int = 70) -> MemorySource:
+    return MemorySource(MemorySourceConfig(), {"x": np.arange(first, first + rows)})
+
+
+def streamed(first: int, rows: int = 50) -> HFStreamingSource:
+    data = datasets.Dataset.from_dict({"x": list(range(first, first + rows))})
+    return HFStreamingSource.from_dataset(data.to_iterable_dataset(4), shuffle=True)
+
+
+def mixture() -> MixedSource:
+    return MixedSource([memory(0), streamed(1000)], weights=[0.7, 0.3])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=4), st.integers(1, 999))
+def test_proportions_hold_in_every_round(weights, batch_size):
+    draws = Draws(weights)
+    drawn = np.concatenate([draws.take(batch_size) for _ in range(-(-5000 // batch_size))])
+    share = np.array(weights) / sum(weights)
+    for start in range(0, 5000, 1000):
+        counts = np.bincount(drawn[start : start + 1000], minlength=len(weights))
+        assert np.all(np.abs(counts - 1000 * share) <= 1 + 1e-9)
+    counts = np.bincount(drawn[:5000], minlength=len(weights))
+    assert np.all(np.abs(counts - 5000 * share) <= len(weights))
+
+
+def test_every_source_gives_its_records_in_its_own_order():
+    mixed, a, b = mixture(), memory(0), streamed(1000)
+    x = np.concatenate([mixed.get_batch(64)["x"] for _ in range(10)])
+    low, high = x[x < 1000], x[x >= 1000]
+    assert np.array_equal(low, a.get_batch(len(low))["x"])
+    assert np.array_equal(high[:50], b.get_batch(50)["x"])
+    assert np.array_equal(np.sort(high[50:100]), np.arange(1000, 1050))
+
+
+def test_a_mixture_resumes_exactly():
+    mixed = mixture()
+    mixed.get_batch(777)
+    state = json.loads(json.dumps(mixed.get_state()))
+    expected = [np.asarray(mixed.get_batch(100)["x"]) for _ in range(20)]
+    again = mixture()
+    again.set_state(state)
+    with prefetch_to_device(again, 3, batch_size=100) as batches:
+        for wanted, batch in zip(expected[:7], batches, strict=False):
+            assert np.array_equal(batch["x"], wanted)
+        state = json.loads(json.dumps(batches.get_state()))
+    assert np.array_equal(again.get_batch(100)["x"], expected[7])
+    clone = mixture()
+    clone.set_state(state)
+    block = clone.clone().read_batches(3, 100)
+    assert np.array_equal(block.columns["x"], expected[7:10])
+    assert int(next(iter(clone))["x"]) == expected[7][0]
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="one positive weight a source"):
+        MixedSource([memory(0)], weights=[1, 2])
+    with pytest.raises(ValueError, match="one positive weight a source"):
+        MixedSource([memory(0), memory(1)], weights=[1, 0])
+    with pytest.raises(TypeError, match="is no source"):
+        MixedSource([[1, 2]], weights=[1])
+    other = MemorySource(MemorySourceConfig(), {"y": np.arange(3.0)})
+    with pytest.raises(ValueError, match="the same columns"):
+        MixedSource([memory(0), other], weights=[1, 1])
+    state = mixture().get_state()
+    with pytest.raises(ValueError, match="weights"):
+        MixedSource([memory(0), streamed(1000)], weights=[1, 1]).set_state(state)
+    changed = MixedSource([memory(0), streamed(2000)], weights=[0.7, 0.3])
+    with pytest.raises(ValueError, match="other data"):
+        changed.set_state(state)
+    assert changed.get_state()["index"] == 0
+    with pytest.raises(TypeError, match="no length"):
+        len(mixture())

@@ -1,0 +1,134 @@
+"""Blocks of a stream: a few batches each, read ahead on a thread, the same on all processes."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datarax.sources import StreamingSourceBase
+from trainers.devices import agreement
+
+_SECONDS = 0.05  # that reading a block may take where the loop waits for it
+_LONGER = 0.3  # where the loop does not wait: the fewer blocks, the less time between them
+_AHEAD = 2  # blocks that are ready or being read: with one, reader and loop would wait in turn
+
+
+class Block(NamedTuple):
+    """The next batches of one epoch.
+
+    Args:
+        data: Their columns, which records count, and the records' places, on the devices.
+        size: Number of batches that were asked for.
+        filled: How many of them have a record, on any process.
+        positions: Where this process's source stands before each batch and after the last.
+        counts: Records of each batch, of all processes, of shape `(capacity,)`.
+        epoch: The epoch.
+        begins: Whether it begins the epoch.
+        seconds: What a batch took to read.
+    """
+
+    data: Any
+    size: int
+    filled: int
+    positions: list[Any]
+    counts: np.ndarray
+    epoch: int
+    begins: bool
+    seconds: float
+
+
+class Blocks:
+    """Reads a stream in blocks, ahead of the loop.
+
+    How many batches a block holds depends on the time they take to read and on whether the loop
+    waits for them; the batches do not. Processes that read shares of the streams take the same
+    batches at the same time: they agree on how many to read, and on where an epoch ends, which is
+    where none has a record left. Streams that end sooner give records that do not count.
+
+    Args:
+        source: What is read; it moves.
+        size: Records of a batch that this process reads.
+        capacity: Batches in a block at most.
+        readers: How many shares of the streams the processes read; 1: each reads all.
+        place: `(columns, valid, places) -> data` puts a block on the devices.
+    """
+
+    def __init__(
+        self,
+        source: StreamingSourceBase,
+        size: int,
+        capacity: int,
+        readers: int,
+        place: Callable[..., Any],
+    ):
+        self._source, self._size, self._capacity = source, size, capacity
+        self._readers, self._place = readers, place
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainers-read")
+        self._ahead: deque[Future[Block]] = deque()
+        self._batches = 1
+        self._read_ahead()
+
+    def take(self) -> Block:
+        """Returns the next block; all processes take it together.
+
+        Raises:
+            ValueError: If the stream has no record, or what reading it raises.
+        """
+        while not (block := self._take()).filled:
+            if block.begins:
+                raise ValueError("The stream has no record that can be read.")
+        return block
+
+    def close(self) -> None:
+        """Ends the reading."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _take(self) -> Block:
+        """Returns the next block, which is empty where the epoch was over just before it."""
+        reading, capacity = self._ahead[0], self._capacity
+        waits, failed, own = not reading.done(), reading.exception() is not None, [0, 0]
+        if not failed:
+            block = reading.result()
+            wanted = int((_SECONDS if waits else _LONGER) / max(block.seconds, 1e-6))
+            own = [max(1, min(wanted, 4 * self._batches, capacity)), block.filled]
+        counts = np.zeros(capacity, int) if failed else block.counts
+        found = agreement.gathered([failed, *own, *counts])
+        if found[:, 0].any():
+            agreement.together(reading.result)  # it is raised again where it is asked again
+        self._ahead.popleft()
+        self._batches = int(found[:, 1].min())
+        ends = False
+        if self._readers > 1:
+            block = block._replace(filled=int(found[:, 2].max()), counts=found[:, 3:].sum(axis=0))
+            ends = block.filled < block.size
+        if ends:  # what was read after it is nothing
+            while self._ahead:
+                self._ahead.pop().cancel()
+        self._read_ahead(begins=ends)
+        return block
+
+    def _read_ahead(self, begins: bool = False) -> None:
+        while len(self._ahead) < _AHEAD:
+            self._ahead.append(self._pool.submit(self._read, self._batches, begins))
+            begins = False
+
+    def _read(self, batches: int, begins: bool) -> Block:
+        """Reads and places the next block; runs on the thread."""
+        begun = time.perf_counter()
+        if begins:
+            self._source.next_epoch()
+        block = self._source.read_batches(batches, self._size)
+        if not block.filled and self._readers == 1:  # the epoch is over for all
+            begins = True
+            self._source.next_epoch()
+            block = self._source.read_batches(batches, self._size)
+        seconds = (time.perf_counter() - begun) / max(1, block.filled)
+        data = self._place(block.columns, block.valid, block.places)
+        counts = np.zeros(self._capacity, np.int32)
+        counts[:batches] = block.valid.sum(axis=1)
+        return Block(
+            data, batches, block.filled, block.positions, counts, block.epoch, begins, seconds
+        )

@@ -1,0 +1,3 @@
+"""The loop's parts: cadence, clock, signals, evaluation, and the hunt for a bad batch."""
+
+from trainers.loop.plan import Plan as Plan

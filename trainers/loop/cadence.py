@@ -1,0 +1,68 @@
+"""The schedule of a run: at which steps it logs, evaluates, calls back and saves."""
+
+from trainers import callbacks
+from trainers.loop.plan import Plan
+from trainers.loop.profile import bounds
+
+
+class Schedule:
+    """Says what is due after a number of finished steps.
+
+    Args:
+        plan: What the run does.
+    """
+
+    def __init__(self, plan: Plan):
+        self._plan, self._traced = plan, bounds(plan.profile)
+        self._steps = [c.steps for c in plan.callbacks if isinstance(c, callbacks.every)]
+
+    def logs(self, step: int) -> bool:
+        """Returns whether a log is due: the last step always has one."""
+        return self._is_last(step) or step % self._plan.log_every == 0
+
+    def evaluates(self, step: int) -> bool:
+        """Returns whether an evaluation is due: the last step always has one."""
+        return self._is_last(step) or step % self._plan.eval_every == 0
+
+    def saves(self, step: int) -> bool:
+        """Returns whether a checkpoint is due by the number of steps."""
+        return (
+            self._plan.workdir is not None and step > 0 and step % self._plan.checkpoint.every == 0
+        )
+
+    def calls(self, step: int, logged: bool) -> list[callbacks.Callback]:
+        """Returns the callbacks that are due."""
+        return [
+            callback
+            for callback in self._plan.callbacks
+            if (step % callback.steps == 0 if isinstance(callback, callbacks.every) else logged)
+        ]
+
+    def uses(self, step: int) -> bool:
+        """Returns whether an evaluation, a callback or a save looks at the parameters."""
+        plan, best = self._plan, self._plan.checkpoint.best
+        # A log may make this step the best one, which is saved.
+        by_log = best is not None and best[0].startswith("train/")
+        return (
+            self._is_last(step)
+            or self.saves(step)
+            or bool(self.calls(step, self.logs(step)))
+            or (bool(plan.evaluators) and self.evaluates(step))
+            or (by_log and self.logs(step))
+        )
+
+    def only_logs(self, step: int) -> bool:
+        """Returns whether a log is due and nothing else."""
+        return self.logs(step) and not self.uses(step) and step not in self._traced
+
+    def next(self, step: int) -> int:
+        """Returns the first step after `step` at which something is due."""
+        plan = self._plan
+        cadences = [plan.log_every, *self._steps]
+        cadences += [plan.eval_every] if plan.evaluators else []
+        cadences += [plan.checkpoint.every] if plan.workdir is not None else []
+        fixed = [n for n in self._traced if n > step]
+        return min(plan.steps, *fixed, *(step - step % n + n for n in cadences))
+
+    def _is_last(self, step: int) -> bool:
+        return step >= self._plan.steps

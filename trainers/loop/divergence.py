@@ -1,0 +1,256 @@
+"""Divergence: which step made a run not finite, which records did it, and the state before it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from trainers.data.eager import Feed
+from trainers.data.stream import StreamFeed
+from trainers.devices import agreement
+from trainers.devices.snapshot import Snapshot
+from trainers.loop import program
+from trainers.loop.plan import Plan
+from trainers.step.state import State, Window, strong
+
+_LOSS, _GRADIENT, _PARAMETERS = 1, 2, 3
+_WHAT = {
+    _LOSS: "The loss of batch {batch} is not finite",
+    _GRADIENT: "The loss of batch {batch} is finite, its gradient is not",
+    _PARAMETERS: "Loss and gradient of batch {batch} are finite, the parameters after its update "
+    "are not",
+}
+_RECORDS = 8  # at most so many are named
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """The first step of a run that is not finite.
+
+    Args:
+        step: Number of finished steps before it.
+        batch: Number of its batch, as in `Trainer.batch_at`.
+        what: What is not finite.
+        rows: Rows of the batch that are not finite by themselves, eight at most.
+        records: The same records by their number in the source.
+        first: The run's step that began with batch 0.
+        epoch: Number of finished epochs there, with its fraction.
+    """
+
+    step: int
+    batch: int
+    what: str
+    rows: list[int]
+    records: list[int]
+    first: int
+    epoch: float
+
+    def __str__(self) -> str:
+        pairs = zip(self.rows, self.records, strict=True)
+        named = ", ".join(f"row {row} (record {record})" for row, record in pairs)
+        many = len(self.rows) == _RECORDS
+        who = (
+            f"By itself, so is {named}{', perhaps among others' * many}"
+            if named
+            else "No record of it is so by itself"
+        )
+        advice = (
+            "Where many records are at fault, the parameters have grown too large: lower the "
+            "learning rate, or clip the gradient with optax.clip_by_global_norm."
+            if many or not named
+            else "Mend or leave out what is wrong there, or guard the loss against it."
+        )
+        return (
+            f"The run diverged in step {self.step + 1}. {self.what}. {who}. Look at them with "
+            f"trainer.batch_at({self.batch}); the model is kept as it was after step {self.step}. "
+            f"{advice}"
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A state that stays as it is before the first step that is not finite.
+
+    Args:
+        state: The state.
+        why: 0, or what was not finite in the step after `state`; int32.
+        steps: Number of steps that were finite, int32.
+    """
+
+    state: State
+    why: jax.Array
+    steps: jax.Array
+
+    @classmethod
+    def start(cls, state: State) -> "Watched":
+        """Returns the state to begin with."""
+        # Made of the state, they are on its devices.
+        zero = jnp.where(state.loss == state.loss, 0, 0).astype(jnp.int32)
+        return cls(state, zero, jnp.copy(zero))
+
+
+def watch(step: Callable) -> Callable[[Watched, Any, jax.Array], Watched]:
+    """Returns the train step `step` under watch: it keeps the state before what is not finite.
+
+    A gradient counts only where it reaches the parameters or the optimizer's state, so that
+    `optax.apply_if_finite` may do its work.
+    """
+
+    def one(watched: Watched, data: Any, t: jax.Array) -> Watched:
+        old = watched.state
+        new, gradient = step(old, data, t, gradient=True)
+        reached = spoiled(new) > spoiled(old)
+        why = jnp.select(
+            [
+                ~jnp.isfinite(new.loss),
+                reached & (_spoiled(gradient) > 0),
+                _spoiled(new.params) > _spoiled(old.params),
+            ],
+            [_LOSS, _GRADIENT, _PARAMETERS],
+            0,
+        )
+        why = jnp.where(watched.why == 0, why, watched.why).astype(jnp.int32)
+        fine = why == 0
+        state = jax.tree.map(lambda x, y: jnp.where(fine, x, y), new, old)
+        return Watched(state, why, watched.steps + fine)
+
+    return one
+
+
+@jax.jit
+def spoiled(state: State) -> jax.Array:
+    """Returns how many numbers of the parameters and the optimizer's state are not finite."""
+    return _spoiled((state.params, state.optimizer))
+
+
+def _spoiled(tree: Any) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return sum((jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in floats), jnp.int32(0))
+
+
+def find(
+    plan: Plan,
+    feed: Feed | StreamFeed,
+    snapshot: Snapshot,
+    begin: int,
+    stop: int,
+    first: int,
+) -> tuple[Divergence, State] | None:
+    """Runs steps again, under watch.
+
+    Args:
+        plan: What the run does.
+        feed: Gives the data from step `begin` on.
+        snapshot: The state after `begin` steps.
+        begin: Where to begin.
+        stop: Where to end.
+        first: The step that began with batch 0.
+
+    Returns:
+        The first step that is not finite and the state before it, None where all are finite.
+    """
+    size = plan.batches.batch_size
+    everyone, watched = np.arange(size, dtype=np.int32), Watched.start(snapshot.restored())
+    loop = program.loop(
+        plan,
+        watched,
+        (plan.batches.data, everyone),
+        around=watch,
+        rows=_picked(plan.batches.rows),
+        goes_on=lambda watched: watched.why == 0,
+    )
+    step = begin
+    while step < stop:
+        data, served = feed.block(step)
+        end = min(stop, step - step % plan.log_every + plan.log_every, served)
+        watched = loop(watched, (data, everyone), step, end)
+        if why := int(watched.why):
+            break
+        step = end
+        if step % plan.log_every == 0:  # as after a log
+            window = plan.layout.replicate(Window.empty(plan.objective.metrics))
+            watched = Watched.start(dataclasses.replace(watched.state, window=window))
+        else:
+            watched = Watched.start(watched.state)
+    else:
+        return None
+    step, state = step + int(watched.steps), watched.state
+
+    def fails(rows: np.ndarray) -> bool:
+        picks = np.resize(rows, size).astype(np.int32)
+        return bool(loop(Watched.start(strong(state)), (data, picks), step, step + 1).why)
+
+    batch, data = step - first, feed.block(step)[0]
+    order = plan.batches.in_order(everyone)  # as `batch_at` has them
+    rows = _culprits(order, fails, _RECORDS)
+    records = feed.records(step)[rows].tolist()
+    rows = np.argsort(order)[rows].tolist()
+    what = _WHAT[why].format(batch=batch)
+    epoch = float(feed.epoch_at(step))
+    return Divergence(step, batch, what, rows, records, first, epoch), state
+
+
+def _picked(rows):
+    """Returns `rows` with the records of each batch replaced by some of them."""
+
+    def picked(data, stages, t):
+        data, picks = data
+        batch, valid, stages = rows(data, stages, t)
+        return jax.tree.map(lambda column: column[picks], batch), valid[picks], stages
+
+    return picked
+
+
+def _culprits(rows: np.ndarray, fails: Callable[[np.ndarray], bool], most: int) -> list[int]:
+    """Returns the rows that fail by themselves, up to `most`, by halving."""
+    if most < 1 or not fails(rows):
+        return []
+    if len(rows) == 1:
+        return [int(rows[0])]
+    middle = len(rows) // 2
+    found = _culprits(rows[:middle], fails, most)
+    return found + _culprits(rows[middle:], fails, most - len(found))
+
+
+# --- between two starts of a run -----------------------------------------------------------------
+
+
+def note(workdir: epath.Path | None, found: Divergence) -> None:
+    """Leaves a note in the workdir, for the next start of the run."""
+    if workdir is not None and agreement.is_first():
+        text = json.dumps(dataclasses.asdict(found), indent=2)
+        _file(workdir).write_text(text + "\n")
+
+
+def noted(workdir: epath.Path | None, step: int, first: int) -> Divergence | None:
+    """Returns the note of a run that diverged after `step` steps on the same data."""
+    if workdir is None:
+        return None
+    fields = agreement.of_first(
+        lambda: json.loads(_file(workdir).read_text()) if _file(workdir).exists() else None
+    )
+    if fields is None:
+        return None
+    found = Divergence(**fields)
+    return found if (found.step, found.first) == (step, first) else None
+
+
+def forget(workdir: epath.Path | None) -> None:
+    """Removes a note: the run goes on."""
+    if workdir is not None and agreement.is_first():
+        _file(workdir).unlink(missing_ok=True)
+
+
+def remedy(workdir: epath.Path | None) -> str:
+    """Returns what to do to go on, where there is a workdir."""
+    return f" To go on from there after a change, delete {_file(workdir)}." if workdir else ""
+
+
+def _file(workdir: epath.Path) -> epath.Path:
+    return workdir / "diverged.json"

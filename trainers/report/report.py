@@ -1,0 +1,188 @@
+"""The report of a run: `report.html`, one page with all that one wants to see of it."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+from tqdm import tqdm
+
+from trainers.loop.clock import Clock
+from trainers.loop.config import configuration
+from trainers.loop.plan import Plan
+from trainers.report import chart, page, samples
+from trainers.run import Run
+
+_SHARE = 0.005  # of a run's time goes into its report, at most
+_SECONDS = 5  # between two versions of the page, at least
+
+
+class Report:
+    """Writes the page anew as the run goes on; a writer as others.
+
+    Args:
+        path: The file.
+        plan: What the run does.
+        run: The run.
+        clock: Where its time goes.
+    """
+
+    def __init__(self, path: epath.Path, plan: Plan, run: Run, clock: Clock):
+        self._path = path
+        self._plan, self._run, self._clock = plan, run, clock
+        self._rates: list[tuple[float, float]] = []
+        self._mark = (run.step, clock.seconds["computing"])
+        self._constant: str | None = None  # the part that never changes
+        self._next = 0.0
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Notes the rate, and writes the page if it is time to."""
+        before, seconds = self._mark
+        self._mark = step, self._clock.seconds["computing"]
+        if step > before and self._mark[1] > seconds:
+            rate = (step - before) * self._plan.batches.batch_size / (self._mark[1] - seconds)
+            self._rates.append((step, rate))
+        if time.perf_counter() >= self._next:
+            self._write()
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Does nothing: the report shows the plan."""
+
+    def flush(self) -> None:
+        """Writes the page."""
+        self._write()
+
+    def close(self) -> None:
+        """Writes the page for the last time."""
+        self._write(closed=True)
+
+    # --- the page --------------------------------------------------------------------------------
+
+    def _write(self, *, closed: bool = False) -> None:
+        begun = time.perf_counter()
+        if self._constant is None:
+            self._constant = self._data() + self._parameters() + self._configuration()
+        run = self._run
+        status = (run.status or "ended early") if closed else "running"
+        title = f"{type(self._plan.model).__name__} on {name_of(self._plan)}"
+        body = self._head(title, status) + self._curves() + self._time() + self._constant
+        refresh = None if closed else 2 * _SECONDS
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(page.page(f"{title}: {status}", body, refresh=refresh))
+        temporary.replace(self._path)
+        now = time.perf_counter()
+        self._next = now + max(_SECONDS, (now - begun) / _SHARE)
+
+    def _head(self, title: str, status: str) -> str:
+        run, plan = self._run, self._plan
+        done = run.step / plan.steps
+        epoch = "" if run.epoch is None else f", epoch {run.epoch:.2f}"
+        best = run.best(plan.checkpoint.best)
+        values = {}
+        for name, value in run.metrics.items():
+            values[name] = _value(name, value)
+        if best is not None:
+            name = plan.checkpoint.best[0]
+            values[f"best {name}, step {best[0]:,}"] = _value(name, best[1])
+        if self._rates:
+            values["examples/s"] = chart.number(self._rates[-1][1])
+        values["since the start"] = tqdm.format_interval(self._clock.total)
+        return (
+            f'<header><h1>{page.text(title)}</h1><span class="status {page.text(status)}">'
+            f'{page.text(status)}</span></header><p class="lead">step {run.step:,} of '
+            f'{plan.steps:,}{epoch}</p><div class="bar progress"><i style="width: {done:.2%}"></i>'
+            f"</div>{page.tiles(values)}"
+        )
+
+    def _curves(self) -> str:
+        charts: dict[str, dict[str, list]] = {}
+        for row in self._run.history:
+            for name, value in row.items():
+                if name not in ("step", "epoch") and isinstance(value, int | float):
+                    part, _, metric = name.partition("/")
+                    charts.setdefault(metric or name, {}).setdefault(part, [])
+                    charts[metric or name][part].append((row["step"], value))
+        figures = [
+            page.figure(metric, chart.lines(curves, label="step"), curves)
+            for metric, curves in charts.items()
+        ]
+        if len(self._rates) > 1:
+            figures.append(
+                page.figure("examples/s", chart.lines({"rate": self._rates}, label="step"))
+            )
+        return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>' if figures else ""
+
+    def _time(self) -> str:
+        spent = self._clock.seconds
+        parts = {**spent, "other": max(0.0, self._clock.total - sum(spent.values()))}
+        before = ""
+        if self._clock.before is not None:
+            before = f"Before fit(): {self._clock.before:,.1f} s of imports, loading and the like."
+        lead = f'<p class="lead">{before}</p>' if before else ""
+        return f"<h2>Where the time went</h2>{lead}{page.shares(parts)}"
+
+    def _data(self) -> str:
+        batches, source = self._plan.batches, self._plan.pipeline.source
+        rows = [
+            [page.text(name), f"<code>{page.text(kind)}</code>"]
+            for name, kind in _kinds(source.element_spec(), getattr(source, "features", None))
+        ]
+        length = "an unknown number of" if batches.length is None else f"{batches.length:,}"
+        lead = f"{length} records in batches of {batches.batch_size:,}"
+        if batches.steps_per_epoch is not None:
+            lead += f", {batches.steps_per_epoch:,} steps an epoch"
+        cards = samples.cards(source)
+        wide = "" if "<img" in cards else " wide"
+        return (
+            f'<h2>Data</h2><p class="lead">{lead}</p>{page.table((), rows)}'
+            f'<div class="samples{wide}">{cards}</div>'
+        )
+
+    def _parameters(self) -> str:
+        state = nnx.to_flat_state(nnx.state(self._plan.model, nnx.Param))
+        sizes = [(".".join(map(str, path)), leaf.get_value()) for path, leaf in state]
+        total = sum(value.size for _, value in sizes) or 1
+        rows = [
+            [
+                f"<code>{page.text(name)}</code>",
+                "×".join(map(str, value.shape)) or "1",
+                page.text(value.dtype),
+                f"{value.size:,}",
+                f'<div class="share"><i style="width: {value.size / total:.1%}"></i></div>',
+            ]
+            for name, value in sizes
+        ]
+        table = page.table(("name", "shape", "dtype", "number", ""), rows, numbers=(3,))
+        return f'<h2>Parameters</h2><p class="lead">{total:,} in all</p>{table}'
+
+    def _configuration(self) -> str:
+        rows = [
+            [page.text(name), f"<code>{page.text(value)}</code>"]
+            for name, value in configuration(self._plan).items()
+        ]
+        return f"<h2>Configuration</h2>{page.table((), rows)}"
+
+
+def name_of(plan: Plan) -> str:
+    """Returns what the data is called."""
+    source = plan.pipeline.source
+    return getattr(source, "dataset_name", None) or source.name or type(source).__name__
+
+
+def _value(name: str, value: Any) -> str:
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:.2%}" if name.endswith("accuracy") else chart.number(value)
+
+
+def _kinds(spec: Mapping[str, Any], features: Mapping[str, Any] | None):
+    """Yields each column's name and what it holds."""
+    for name, column in spec.items():
+        feature = (features or {}).get(name)
+        shapes = jax.tree.map(
+            lambda x: f"{x.dtype}{list(x.shape)}" if x.shape else str(x.dtype), column
+        )
+        kind = shapes if isinstance(shapes, str) else str(shapes).replace("'", "")
+        yield name, kind if feature is None else f"{kind}, {type(feature).__name__}"

@@ -1,0 +1,3 @@
+"""The workdir: checkpoints, the lock, and the compilation cache of a run."""
+
+from trainers.workdir.store import Store as Store

@@ -1,0 +1,320 @@
+"""The store of a run's checkpoints: one Orbax composite a step, each array under a checksum."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import args
+from orbax.checkpoint.options import MultiprocessingOptions
+
+from trainers.devices import agreement
+from trainers.devices.arrays import with_keys, without_keys
+from trainers.devices.checksum import checksums
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_ARRAYS = ("model", "training")
+_UNFINISHED, _REPLACED = ".orbax-checkpoint-tmp", "replaced-"
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Returns a path that stays the same wherever the process goes; Orbax takes no other."""
+    path = epath.Path(os.fspath(path).removeprefix("file://"))
+    return path if "://" in os.fspath(path) else path.absolute()
+
+
+class DamagedError(Exception):
+    """A checkpoint cannot be read whole; the message says why."""
+
+
+class Store:
+    """The checkpoints in one directory.
+
+    Args:
+        directory: Where they are.
+        keep: How many of the newest to keep of those it saves; None: it is only read, and nothing
+            in it is touched.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
+        self.directory = absolute(directory)
+        self._writes = keep is not None
+        # Reading is each process's own affair: one that finds damage must not leave others waiting.
+        own = jax.process_index()
+        alone = MultiprocessingOptions(primary_host=own, active_processes={own})
+        alone.barrier_sync_key_prefix = f"process{own}"
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
+        )
+        # The best step may be written to its own store at the same time: their barriers, which
+        # Orbax names by the step, must not be the same.
+        apart = MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=False, multiprocessing_options=apart
+        )
+        if self._writes:
+            self._first(lambda: self.directory.mkdir(parents=True, exist_ok=True))
+            self._clear()
+        elif jax.process_count() > 1:
+            options.multiprocessing_options = alone
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._pending: int | None = None
+        self._replaces = False
+        self._failed_once = False
+
+    def steps(self) -> list[int]:
+        """Returns the steps of whole checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, arrays: dict[str, Any], data: dict, run: dict) -> None:
+        """Saves a checkpoint; the writing goes on in the background.
+
+        One of the same step is replaced, and kept until the new one is whole.
+
+        Args:
+            step: Its number.
+            arrays: The pytrees `model` and `training`; they may be donated once this returns.
+            data: The source's state.
+            run: What else the run must remember, JSON-able.
+
+        Raises:
+            OSError: If this one, or the one before, could not be written.
+        """
+        self.wait()
+        if step in self.steps():
+            replaced = self.directory / f"{_REPLACED}{step}"
+            self._first(lambda: self._path(step).rename(replaced))
+            self._manager.reload()
+            self._replaces = True
+        # The history goes on growing while it is written.
+        data, run = json.loads(json.dumps([data, run]))
+        arrays = {name: without_keys(arrays[name]) for name in _ARRAYS}
+        run = {**run, "format": FORMAT, "arrays": checksums(arrays), "data": _digest(data)}
+        items = {name: args.StandardSave(tree) for name, tree in arrays.items()}
+        items["data"] = args.JsonSave(data)
+        items["run"] = args.JsonSave({**run, "digest": _digest(run)})
+        self._pending = step
+        with self._writing():
+            self._manager.save(step, args=args.Composite(**items), force=True)
+
+    def read(self, step: int) -> tuple[dict | None, dict]:
+        """Returns the `data` and the `run` of a checkpoint; None where there is no data item.
+
+        Raises:
+            DamagedError: If they are not what was saved.
+            ValueError: If a newer version of this library saved them.
+        """
+        has_data = (self._path(step) / "data").exists()
+        names = ("run", "data") if has_data else ("run",)
+        found = self._restored(step, lambda: {name: args.JsonRestore() for name in names})
+        data, run = found["data"] if has_data else None, found["run"]
+        digest = run.pop("digest", None) if isinstance(run, dict) else None
+        whole = digest is not None and digest == _digest(run)
+        if not whole or (has_data and run["data"] != _digest(data)):
+            raise DamagedError("its run or data item is not what was saved")
+        if run["format"] > FORMAT:
+            raise ValueError(
+                f"{self._path(step)} has format {run['format']}, this version reads up to "
+                f"{FORMAT}: update datarax to go on with this run."
+            )
+        return data, run
+
+    def restore(self, step: int, like: dict[str, Any], run: dict) -> dict[str, Any]:
+        """Returns the arrays of a checkpoint, checked.
+
+        Args:
+            step: Its number.
+            like: Pytrees of the same structure, whose shapes, dtypes and shardings the arrays get;
+                None for nested dicts of NumPy arrays, with PRNG keys as the words they are made of.
+            run: What `read` returned of it.
+
+        Raises:
+            DamagedError: If an array is not what was saved.
+        """
+
+        def items():
+            trees = {name: like[name] or self._saved(step, name) for name in like}
+            return {name: args.StandardRestore(_abstract(tree)) for name, tree in trees.items()}
+
+        found = self._restored(step, items)
+        arrays = {name: found[name] for name in like}
+        sums = checksums(arrays)
+        saved = {path: sum for path, sum in run["arrays"].items() if path.split(".")[0] in like}
+        wrong = [path for path in saved | sums if saved.get(path) != sums.get(path)]
+        if wrong:
+            raise DamagedError(f"{len(wrong)} of its arrays are not what was saved: {wrong[0]}")
+        return {name: with_keys(arrays[name], like[name]) for name in like}
+
+    def newest(self, take: Callable[[int], Any]) -> Any:
+        """Returns `take(step)` of the newest checkpoint that is whole, None where there are none.
+
+        Damaged ones are passed over with a warning and, in a store that is written to, moved out of
+        the way, so that their steps can be saved again.
+
+        Args:
+            take: Reads a checkpoint; raises `DamagedError` where it is not whole.
+
+        Raises:
+            RuntimeError: If there are checkpoints and all are damaged; they stay where they are.
+        """
+        reasons: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                found = take(step)
+            except DamagedError as error:
+                reasons[step] = str(error)
+                continue
+            for damaged, reason in reasons.items():
+                place = f" It is set aside as {self._set_aside(damaged)}." if self._writes else ""
+                logger.warning(
+                    "The checkpoint %s is damaged: %s.%s Step %d before it is taken.",
+                    self._path(damaged),
+                    reason,
+                    place,
+                    step,
+                )
+            return found
+        if not reasons:
+            return None
+        each = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
+        raise RuntimeError(
+            f"Every checkpoint in {self.directory} is damaged ({each}). Restore the directory from "
+            "a copy, or begin anew in another workdir."
+        )
+
+    def wait(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            OSError: If something could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+            if self._replaces:
+                self._clear()
+                self._replaces = False
+
+    def close(self) -> None:
+        """Waits and frees the threads; what cannot be written is for `wait` to say."""
+        # Not together with the other processes: where an exception ends this one, they do not come.
+        with contextlib.suppress(Exception):  # Orbax raises what it likes
+            self._manager.wait_until_finished()
+        self._manager.close()
+        self._reader.close()
+        # Only now has every thread of a save that failed ended, and leaves nothing any more.
+        if (self._replaces or self._failed_once) and agreement.is_first():
+            with contextlib.suppress(OSError):
+                self._remove_unfinished()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Makes what Orbax raises an `OSError`, and forgets what is half written."""
+        caught = None
+        try:
+            yield
+        except Exception as error:  # Orbax raises what it likes, its own book-keeping is off then
+            caught = error
+        failed = self._failed(caught)
+        if failed is not None:
+            self._failed_once = True
+            self._clear()
+            self._manager.reload()
+            raise OSError(f"Step {self._pending} could not be saved: {failed}") from caught
+
+    def _clear(self):
+        """Removes what killed or failed runs left half written: it may fill the disk."""
+        self._first(self._remove_unfinished)
+
+    def _remove_unfinished(self):
+        for path in self.directory.glob(f"*{_UNFINISHED}*"):
+            _remove(path)
+        for path in self.directory.glob(f"{_REPLACED}*"):
+            new = self._path(int(path.name.removeprefix(_REPLACED)))
+            path.rmtree() if new.exists() else path.rename(new)
+
+    def _set_aside(self, step: int) -> str:
+        name = agreement.of_first(lambda: f"damaged-{step}-{os.urandom(3).hex()}")
+        place = self.directory / name
+        self._first(lambda: self._path(step).rename(place))
+        self._manager.reload()
+        return place.name
+
+    def _path(self, step: int) -> epath.Path:
+        return self.directory / str(step)
+
+    def _restored(self, step, items):
+        found = caught = None
+        try:
+            found = self._reader.restore(self._path(step), args=args.Composite(**items()))
+        except (PermissionError, ConnectionError, TimeoutError):
+            raise  # says nothing of the checkpoint
+        except Exception as error:  # what Orbax raises on damage is of many types
+            caught = error
+        failed = self._failed(caught)
+        if failed is not None:
+            raise DamagedError(failed) from caught
+        return found
+
+    def _saved(self, step: int, name: str) -> Any:
+        """Returns shapes and dtypes of what was saved, without the devices that it was on."""
+        return ocp.StandardCheckpointHandler().metadata(self._path(step) / name).tree
+
+    def _first(self, do: Callable[[], Any]) -> None:
+        """Does something to the directory: one process does, and all wait for it."""
+        agreement.together(do if agreement.is_first() else lambda: None)
+
+    def _failed(self, error: Exception | None) -> str | None:
+        """Returns why something failed, on this process or on another that does the same."""
+        own = None if error is None else _reason(error)
+        if not self._writes:
+            return own
+        reasons = agreement.collected(own)
+        return own or next((f"{r} (process {i})" for i, r in enumerate(reasons) if r), None)
+
+
+def _remove(path: epath.Path) -> None:
+    """Removes a directory into which a thread of a save that failed may write still."""
+    for _ in range(50):
+        try:
+            return path.rmtree()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+            time.sleep(0.1)
+    path.rmtree()
+
+
+def _reason(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first:.300}"
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _abstract(tree):
+    """Returns what Orbax restores by: arrays that JAX may place as it likes come back as NumPy's.
+
+    Without that, Orbax asks for the devices that were saved. They are what a run begins with, so
+    that it finds its compiled programs again.
+    """
+
+    def one(x):
+        if getattr(x, "committed", False):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        return np.broadcast_to(np.zeros((), x.dtype), x.shape)
+
+    return jax.tree.map(one, without_keys(tree))
