@@ -20,3 +20,5 @@ from datarax.sources import MixedSource as MixedSource
 from datarax.sources import SourceConfigBase as SourceConfigBase
 from datarax.sources import StreamingSourceBase as StreamingSourceBase
 from datarax.sources.hf_source import from_hf as from_hf
+
+__version__ = "0.1.0"

@@ -1,5 +1,6 @@
 """Trainers: ready-made training loops over `datarax` sources."""
 
+from datarax import __version__ as __version__
 from trainers.callbacks import every as every
 from trainers.checkpoints import Checkpoints as Checkpoints
 from trainers.devices.distributed import initialize as initialize
