@@ -226,8 +226,8 @@ def test_a_window_wraps_in_its_own_permutation():
 
 
 def test_running_on_enters_the_next_epochs():
-    epochs = [np.asarray(epochs.window(0, 10, num_records=10, seed=3 + e)) for e in range(4)]
-    want = np.concatenate(epochs)[17:37]
+    orders = [np.asarray(epochs.window(0, 10, num_records=10, seed=3 + e)) for e in range(4)]
+    want = np.concatenate(orders)[17:37]
     got = epochs.run_on(1, 7, 20, num_records=10, seed=3)
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(epochs.run_on(0, 8, 4, num_records=10), [8, 9, 0, 1])

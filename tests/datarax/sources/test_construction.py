@@ -185,7 +185,7 @@ def test_an_unknown_column_is_said_with_those_there_are():
 def test_the_public_names_are_where_the_page_has_them():
     from datarax.sources import hf_source
 
-    assert hf_source.logger.name == "datarax.sources.hf_source.eager"
+    assert hf_source.logger.name == "datarax.sources.hf_source"
     assert datarax.sources.HFEagerSource is hf_source.HFEagerSource is datarax.HFEagerSource
     assert hf_source.from_hf is datarax.from_hf
     assert hf_source.StreamingSourceBase is datarax.StreamingSourceBase

@@ -126,7 +126,7 @@ def test_an_eager_configuration_can_ask_for_a_stream(tmp_path):
 
 def test_from_hf_takes_what_fits(tmp_path, caplog):
     mixed().to_parquet(tmp_path / "train.parquet")
-    with caplog.at_level("INFO", "datarax.sources.hf_source.eager"):
+    with caplog.at_level("INFO", "datarax.sources.hf_source"):
         assert type(from_hf(str(tmp_path), "train", shuffle=True)) is HFEagerSource
         assert type(from_hf(str(tmp_path), "train[:3]")) is HFEagerSource
     assert "is eager (HFEagerSource): its number of rows is unknown" in caplog.text
