@@ -1,11 +1,11 @@
 """The clock of a run: where its time went."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+_IMPORTED = time.perf_counter()
 
 PHASES = "loading", "compiling", "computing", "evaluating", "saving", "reporting"
 
@@ -15,13 +15,14 @@ class Clock:
 
     Attributes:
         seconds: Seconds by phase.
-        before: Seconds that the process had run before, None where nobody knows.
+        before: Seconds from the import of `trainers` to this run; None in an interactive session,
+            where they say how long its user thought.
     """
 
     def __init__(self):
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.before = _age()
         self._begun = time.perf_counter()
+        self.before = None if _is_interactive() else self._begun - _IMPORTED
 
     @contextmanager
     def spent(self, phase: str) -> Iterator[None]:
@@ -38,10 +39,5 @@ class Clock:
         return time.perf_counter() - self._begun
 
 
-def _age() -> float | None:
-    """Returns the age of a script's process in seconds; only Linux tells."""
-    if hasattr(sys, "ps1") or "ipykernel" in sys.modules or not sys.platform.startswith("linux"):
-        return None
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+def _is_interactive() -> bool:
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules

@@ -119,7 +119,7 @@ class Report:
         parts = {**spent, "other": max(0.0, self._clock.total - sum(spent.values()))}
         before = ""
         if self._clock.before is not None:
-            before = f"Before fit(): {self._clock.before:,.1f} s of imports, loading and the like."
+            before = f"Before fit(): {self._clock.before:,.1f} s since trainers was imported."
         lead = f'<p class="lead">{before}</p>' if before else ""
         return f"<h2>Where the time went</h2>{lead}{page.shares(parts)}"
 
