@@ -1,0 +1,13 @@
+"""Tokens: lists of them packed or padded to rows of one length, and conversations as tokens.
+
+`tokenizers` and `transformers` make the tokens. `Packer`, `pad` and `chat` are functions for
+`map(..., batched=True)` of a `datasets.Dataset` or `datasets.IterableDataset`, so that Hugging Face
+caches their results, and a stream resumes exactly.
+"""
+
+from datarax.tokens.chat import chat as chat
+from datarax.tokens.packing import Packer as Packer
+from datarax.tokens.packing import pack as pack
+from datarax.tokens.padding import pad as pad
+
+__all__ = ["Packer", "chat", "pack", "pad"]
