@@ -42,8 +42,8 @@ def flat(data: datasets.Dataset | Mapping[str, Any], name: str) -> tuple[np.ndar
             f"ds.map(lambda row: {{{name!r}: tokenizer.encode(row['text']).ids}})."
         )
     if not isinstance(data, (Mapping, pa.Table)):
-        rows: Any = data.select_columns(name).with_format("arrow")
-        return _of_arrow(rows[:].column(0), name)
+        dataset: Any = data
+        return _of_arrow(dataset.select_columns(name).with_format("arrow")[:].column(0), name)
     if isinstance(column := data[name], (pa.Array, pa.ChunkedArray)):
         return _of_arrow(column, name)
     return _of_lists(column, name)
