@@ -20,7 +20,7 @@ class Clock:
     """
 
     def __init__(self):
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._begun = time.perf_counter()
         self.before = None if _is_interactive() else self._begun - _IMPORTED
 
