@@ -256,7 +256,7 @@ class Pipeline(nnx.Module):
         arrays, host = parted(columns, self._host)
         definition, state = nnx.split(self.stages)
         batch, state = programs.stage(
-            definition, state, arrays, self.key.get_value(), np.uint32(block.epoch), block.places[0]
+            definition, state, arrays, self.key.get_value(), np.uint32(block.epoch), block.ranks[0]
         )
         nnx.update(self.stages, state)
         batch = merged(host, batch) if isinstance(batch, dict) else batch

@@ -17,7 +17,7 @@ from datarax.order.draws import Draws
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.eager import EagerSourceBase, SourceConfigBase
 from datarax.sources.streaming import StreamingSourceBase
-from datarax.stream.streams import Block
+from datarax.stream.block import Block
 
 STATE_VERSION = 2
 

@@ -1,5 +1,6 @@
 """Where a source stands in a dataset's canonical streams: its position, order and state."""
 
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -10,12 +11,14 @@ from datarax.errors import expect_between
 from datarax.module import DataraxModule, DataraxModuleConfig
 from datarax.order.permutation import MAX_RECORDS
 from datarax.order.windows import Order
+from datarax.stream.block import Block, read_block
 from datarax.stream.decoder import Decoder
-from datarax.stream.firstrows import fingerprint, first_rows
-from datarax.stream.reader import Care
+from datarax.stream.open_shard import ReadPolicy
+from datarax.stream.reader import first_rows
+from datarax.stream.schema import fingerprint
 from datarax.stream.shards import Shards
-from datarax.stream.streams import Block, Position, Streams, read_block, split_order
-from datarax.stream.streamstate import STATE_VERSION, expect_fitting
+from datarax.stream.state import STATE_VERSION, expect_fitting
+from datarax.stream.streams import Position, Streams
 
 
 class PositionedStreams(DataraxModule):
@@ -25,7 +28,7 @@ class PositionedStreams(DataraxModule):
         config: The subclass's configuration.
         shards: What is read.
         order: The order of the records.
-        care: What to do where reading fails.
+        policy: When a failure to read is an error.
         revision: What the data was resolved to, such as a commit of the Hub.
         rngs: Random streams that the source keeps; they never decide the order.
         name: A name for messages.
@@ -39,19 +42,19 @@ class PositionedStreams(DataraxModule):
         config: DataraxModuleConfig,
         shards: Shards,
         order: Order,
-        care: Care,
+        policy: ReadPolicy,
         *,
         revision: str | None = None,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
     ):
         super().__init__(config, rngs=rngs, name=name)
-        first, opened = first_rows(shards, care, keep=not order.shuffle or shards.num_shards == 1)
+        first, opened = first_rows(shards, policy, keep=not order.shuffle or shards.num_shards == 1)
         decoder = Decoder(first.features, first.table)
         self.epoch = nnx.Variable(0)
         self.revision = revision
         self.fingerprint = fingerprint(shards, first)
-        self._streams = Streams(shards, decoder, order, care, opened=opened)
+        self._streams = Streams(shards, decoder, order, policy, opened=opened)
         self._counts = _Counts()
         self._resumes = False  # whether a `for` goes on where `set_state` put it
 
@@ -154,7 +157,7 @@ class PositionedStreams(DataraxModule):
         numbers = range(process_index * share, (process_index + 1) * share)
         source = nnx.clone(self)
         source._counts = _Counts()
-        order = split_order(self._streams.order, streams)
+        order = replace(self._streams.order, streams=streams)
         source._streams = self._streams.fork(order=order, numbers=numbers)
         source._begin(0)
         return source

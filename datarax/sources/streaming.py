@@ -12,11 +12,11 @@ from datarax.module import DataraxModuleConfig
 from datarax.order.permutation import MAX_RECORDS
 from datarax.order.windows import Order
 from datarax.sources.stream_state import PositionedStreams
-from datarax.stream.decoder import nested
-from datarax.stream.reader import Care
+from datarax.stream.block import Block
+from datarax.stream.decoder import length_of, nested
+from datarax.stream.open_shard import ReadPolicy
 from datarax.stream.shards import Shards
-from datarax.stream.streams import Block, rows
-from datarax.stream.streamstate import merge_states as merge_states
+from datarax.stream.state import merge_states as merge_states
 from datarax.stream.window import joined
 
 
@@ -73,7 +73,7 @@ class StreamingSourceBase(PositionedStreams):
             config,
             shards,
             Order(bool(shuffle), int(seed), int(shuffle_buffer_size)),
-            Care(timeout, on_bad_rows),
+            ReadPolicy(timeout, on_bad_rows),
             revision=revision,
             rngs=rngs,
             name=name,
@@ -115,13 +115,13 @@ class StreamingSourceBase(PositionedStreams):
         """Returns the next batch, or begins the next epoch and returns None."""
         self._expect_size(batch_size)
         taken, skipped = self._streams.take(batch_size)
-        parts = [part for parts in taken for part in parts if rows(part)]
+        parts = [part for parts in taken for part in parts if length_of(part)]
         if not parts:
             self._count(0, skipped)
             self._begin(self._streams.epoch + 1)
             return None
         batch = joined(parts)
-        self._count(rows(batch), skipped)
+        self._count(length_of(batch), skipped)
         return nested(batch.items())
 
     def get_batch_at(
@@ -194,11 +194,11 @@ class StreamingSourceBase(PositionedStreams):
         expect_between("num_records", wanted, 1, MAX_RECORDS)
         step = len(self._streams.numbers)
         taken, skipped = self._streams.take(-(-wanted // step) * step)
-        parts = [part for parts in taken for part in parts if rows(part)]
+        parts = [part for parts in taken for part in parts if length_of(part)]
         if not parts:
             self._begin(self._streams.epoch + 1)
             return self.collect_to_array(num_records)
         batch = joined(parts)
-        self._count(rows(batch), skipped)
+        self._count(length_of(batch), skipped)
         arrays = {p: c for p, c in batch.items() if c.dtype != object}
         return on_device(nested(arrays.items()))

@@ -16,10 +16,10 @@ from datarax.columns.image_file import DamagedImage, converted, dimensions, open
 from datarax.columns.lists import flat, misfits
 from datarax.columns.numbers import dense
 from datarax.columns.objects import objects
-from datarax.stream.schema import OBJECT, Leaf, Path, joined, leaves_of
+from datarax.stream.schema import OBJECT, ColumnSpec, Path, column_specs, joined
 
 Part = dict[Path, np.ndarray]  # columns, in flat form
-Place = Callable[[int], str]
+Label = Callable[[int], str]  # names the file and number of a row
 
 
 class Decoder:
@@ -36,32 +36,32 @@ class Decoder:
     def __init__(self, features: datasets.Features, first: pa.Table):
         self._first = first.take([0])  # a copy, which does not keep the others
         self.features = features
-        self.leaves = leaves_of(features, first)
-        self.lazy = [leaf for leaf in self.leaves if not leaf.is_number]
-        self.lazy_names = sorted({leaf.path[0] for leaf in self.lazy})
-        self._numbers = [leaf for leaf in self.leaves if leaf.is_number]
+        self.specs = column_specs(features, first)
+        self.lazy = [spec for spec in self.specs if not spec.is_number]
+        self.lazy_names = sorted({spec.path[0] for spec in self.lazy})
+        self._numbers = [spec for spec in self.specs if spec.is_number]
 
     def spec(self) -> dict[str, Any]:
         """Returns shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`."""
         return nested(
-            (leaf.path, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)) for leaf in self.leaves
+            (spec.path, jax.ShapeDtypeStruct(spec.shape, spec.dtype)) for spec in self.specs
         )
 
     def host_errors(self) -> dict[str, str]:
         """Returns why each host column is no array, by its name."""
-        return {leaf.name: leaf.why for leaf in self.leaves if leaf.dtype == OBJECT}
+        return {spec.name: spec.why for spec in self.specs if spec.dtype == OBJECT}
 
     @functools.cached_property
     def first_record(self) -> Part:
         """The first record, of arrays of shape `(1, ...)`."""
         return self.numbers(self._first, str) | self.rest(self._first, str)[0]
 
-    def numbers(self, table: pa.Table, place: Place) -> dict[Path, np.ndarray]:
+    def numbers(self, table: pa.Table, label: Label) -> dict[Path, np.ndarray]:
         """Returns all arrays of numbers of a table.
 
         Args:
             table: `n` rows.
-            place: Says where a row is from, for errors.
+            label: Names a row in an error.
 
         Returns:
             Arrays of shape `(n, ...)`.
@@ -69,9 +69,9 @@ class Decoder:
         Raises:
             ValueError: A row does not fit; it names column and row.
         """
-        return {leaf.path: _numbers(leaf, leaf.of(table), place) for leaf in self._numbers}
+        return {spec.path: _numbers(spec, spec.of(table), label) for spec in self._numbers}
 
-    def rest(self, table: pa.Table, place: Place) -> tuple[dict[Path, np.ndarray], dict[int, str]]:
+    def rest(self, table: pa.Table, label: Label) -> tuple[dict[Path, np.ndarray], dict[int, str]]:
         """Returns images and host columns of a table, images decoded on all cores.
 
         Returns:
@@ -82,16 +82,16 @@ class Decoder:
             ValueError: A row does not fit; it names column and row.
         """
         columns, damage = {}, {}
-        for leaf in self.lazy:
-            values = joined(leaf.of(table))
-            if leaf.mode is not None:
-                columns[leaf.path], found = _pixels(leaf, values, place)
+        for spec in self.lazy:
+            values = joined(spec.of(table))
+            if spec.mode is not None:
+                columns[spec.path], found = _pixels(spec, values, label)
                 damage |= found
-            elif isinstance(leaf.feature, datasets.Image) and leaf.feature.decode:
-                columns[leaf.path], found = _images(leaf, values)
+            elif isinstance(spec.feature, datasets.Image) and spec.feature.decode:
+                columns[spec.path], found = _images(spec, values)
                 damage |= found
             else:
-                columns[leaf.path] = _objects(leaf, values)
+                columns[spec.path] = _objects(spec, values)
         return columns, damage
 
 
@@ -109,60 +109,60 @@ def nested(leaves: Any) -> dict[str, Any]:
 # --- values ----------------------------------------------------------------------------------
 
 
-def _numbers(leaf: Leaf, values: pa.ChunkedArray, place: Place) -> np.ndarray:
+def _numbers(spec: ColumnSpec, values: pa.ChunkedArray, label: Label) -> np.ndarray:
     block = joined(values)
-    inner = flat(block, leaf.shape)
+    inner = flat(block, spec.shape)
     if inner is None:
-        row = int(np.flatnonzero(misfits(block, leaf.shape))[0])
+        row = int(np.flatnonzero(misfits(block, spec.shape))[0])
         found = repr(block[row].as_py())
-        raise _unlike(leaf, place(row), found if len(found) < 60 else f"{found[:56]} ...")
+        raise _unlike(spec, label(row), found if len(found) < 60 else f"{found[:56]} ...")
     # Without a copy where the table is one block.
-    read = inner.to_numpy(zero_copy_only=False).reshape(len(block), *leaf.shape)
-    if read.dtype == leaf.dtype:
+    read = inner.to_numpy(zero_copy_only=False).reshape(len(block), *spec.shape)
+    if read.dtype == spec.dtype:
         return read
-    if read.size and read.dtype.kind in "iu" and leaf.dtype.kind in "iu":
-        limits = np.iinfo(leaf.dtype)
+    if read.size and read.dtype.kind in "iu" and spec.dtype.kind in "iu":
+        limits = np.iinfo(spec.dtype)
         if limits.min <= read.min() and read.max() <= limits.max:
-            return read.astype(leaf.dtype)
-    column = Column(leaf.path, leaf.feature, values, Rows(len(values)))
+            return read.astype(spec.dtype)
+    column = Column(spec.path, spec.feature, values, Rows(len(values)))
     try:
         return dense(column, column.rows)
     except ValueError as error:
-        raise _out_of_range(leaf, column, place, error) from None
+        raise _out_of_range(spec, column, label, error) from None
 
 
-def _unlike(leaf: Leaf, place: str, found: str) -> ValueError:
-    begun = f"{leaf.dtype} of shape {leaf.shape}" if leaf.shape else f"one {leaf.dtype}"
+def _unlike(spec: ColumnSpec, label: str, found: str) -> ValueError:
+    begun = f"{spec.dtype} of shape {spec.shape}" if spec.shape else f"one {spec.dtype}"
     return ValueError(
-        f"column {leaf.name!r}, {place}: found {found}, and in the stream's first rows each is "
+        f"column {spec.name!r}, {label}: found {found}, and in the stream's first rows each is "
         f"{begun}. Drop or fill such rows, ds = ds.filter(...) or ds.map(...), or leave the column "
-        f"out: exclude_keys={{{leaf.path[0]!r}}}"
+        f"out: exclude_keys={{{spec.path[0]!r}}}"
     )
 
 
-def _out_of_range(leaf: Leaf, column: Column, place: Place, error: ValueError) -> ValueError:
+def _out_of_range(spec: ColumnSpec, column: Column, label: Label, error: ValueError) -> ValueError:
     for row in range(column.rows.length):  # rare enough: which row it is
-        one = Column(leaf.path, leaf.feature, column.values.slice(row, 1), Rows(1))
+        one = Column(spec.path, spec.feature, column.values.slice(row, 1), Rows(1))
         try:
             dense(one, one.rows)
         except ValueError as found:
             _, _, rest = str(found).partition(": ")
-            return ValueError(f"column {leaf.name!r}, {place(row)}: {rest}")
+            return ValueError(f"column {spec.name!r}, {label(row)}: {rest}")
     return error
 
 
-def _objects(leaf: Leaf, values: pa.Array) -> np.ndarray:
+def _objects(spec: ColumnSpec, values: pa.Array) -> np.ndarray:
     rows = Rows(len(values))
-    column = Column(leaf.path, leaf.feature, pa.chunked_array([values]), rows)
+    column = Column(spec.path, spec.feature, pa.chunked_array([values]), rows)
     return objects(column)(values, rows)
 
 
-def _opened(leaf: Leaf, values: pa.Array, finish: Callable) -> Iterator[Any]:
+def _opened(spec: ColumnSpec, values: pa.Array, finish: Callable) -> Iterator[Any]:
     """Yields what `finish` makes of each image, None of None, the error of a damaged one."""
 
     def attempt(value: dict[str, Any] | None) -> Any:
         try:
-            return None if value is None else finish(open_image(leaf.feature, value))
+            return None if value is None else finish(open_image(spec.feature, value))
         except (DamagedImage, Misfit) as error:
             return error
 
@@ -173,26 +173,31 @@ def _opened(leaf: Leaf, values: pa.Array, finish: Callable) -> Iterator[Any]:
         return iter(list(pool.map(attempt, files)))
 
 
-def _images(leaf: Leaf, values: pa.Array) -> tuple[np.ndarray, dict[int, str]]:
-    found = list(_opened(leaf, values, np.array))
+def _images(spec: ColumnSpec, values: pa.Array) -> tuple[np.ndarray, dict[int, str]]:
+    found = list(_opened(spec, values, np.array))
     damage = {row: str(item) for row, item in enumerate(found) if isinstance(item, DamagedImage)}
     return object_array(found), damage
 
 
-def _pixels(leaf: Leaf, values: pa.Array, place: Place) -> tuple[np.ndarray, dict[int, str]]:
-    out, damage = np.empty((len(values), *leaf.shape), leaf.dtype), {}
+def _pixels(spec: ColumnSpec, values: pa.Array, label: Label) -> tuple[np.ndarray, dict[int, str]]:
+    out, damage = np.empty((len(values), *spec.shape), spec.dtype), {}
 
     def finish(image: Any) -> np.ndarray:
-        pixels = np.asarray(converted(image, leaf.mode))
-        if pixels.shape != leaf.shape:
+        pixels = np.asarray(converted(image, spec.mode))
+        if pixels.shape != spec.shape:
             raise Misfit(0, f"an image of mode {image.mode} and {dimensions(image.size)}")
         return pixels
 
-    for row, item in enumerate(_opened(leaf, values, finish)):
+    for row, item in enumerate(_opened(spec, values, finish)):
         if isinstance(item, DamagedImage):
             damage[row] = str(item)
         elif item is None or isinstance(item, Misfit):
-            raise _unlike(leaf, place(row), "None" if item is None else item.found)
+            raise _unlike(spec, label(row), "None" if item is None else item.found)
         else:
             out[row] = item
     return out, damage
+
+
+def length_of(part: Part) -> int:
+    """Returns how many records a part holds."""
+    return len(next(iter(part.values())))

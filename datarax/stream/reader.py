@@ -1,176 +1,14 @@
-"""Reading shards: several open at once, each from its exact position, through a bad network."""
+"""Several shards open at once, a few rows of each in turn."""
 
-import logging
-import math
-import time
-import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import pyarrow as pa
+import datasets
 
-from datarax.hub import network
-from datarax.stream.piece import Piece, Table
+from datarax.stream.open_shard import OpenShard, ReadPolicy
+from datarax.stream.schema import FirstRows
 from datarax.stream.shards import Shards
-
-logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 8
-
-
-@dataclass(frozen=True)
-class Care:
-    """What to do where reading fails.
-
-    Args:
-        timeout: Seconds without a row after which reading is an error; None: no limit.
-        on_bad_rows: Where a shard cannot be read to its end: raise, or skip the rest.
-    """
-
-    timeout: float | None = None
-    on_bad_rows: Literal["raise", "skip"] = "raise"
-
-
-class OpenShard:
-    """One shard, read a few rows at a time.
-
-    Args:
-        shards: The shards it is of.
-        shard: Which one.
-        care: What to do where reading fails.
-        state: Where it is, as `state` was before; None: at its start.
-    """
-
-    def __init__(self, shards: Shards, shard: int, care: Care, state: list[Any] | None = None):
-        self.shard = shard
-        self.bad = 0
-        self._shards, self._care = shards, care
-        # The table at hand, of `_length` rows, begins at row `_row` and is read from `_before`.
-        self._before, self._row, self._offset = state or (None, 0, 0)
-        self._after, self._table, self._length, self._tables = self._before, None, 0, None
-
-    @property
-    def state(self) -> list[Any]:
-        """Where the shard is: JSON-able, and never changed once it was given."""
-        if self._length and self._offset >= self._length:
-            return [self._after, self._row + self._length, 0]  # nothing is read again
-        return [self._before, self._row, self._offset]
-
-    def read(self, rows: int) -> Piece | None:
-        """Returns up to `rows` rows, None at the end of the shard."""
-        # A state's offset counts from its table's start, whatever the size of tables is now.
-        while self._offset >= self._length:
-            beyond = self._offset - self._length
-            if not self._advance():
-                return None
-            self._offset = beyond
-        start, self._offset = self._offset, min(self._offset + rows, self._length)
-        return Piece(self._table, start, self._offset)
-
-    def peek(self) -> pa.Table | None:
-        """Returns the first table, which will be read again; None if the shard is empty."""
-        return self._table.rows if self._table is not None or self._advance() else None
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._tables is not None:
-            self._closes()
-        self._tables = None
-
-    def _advance(self) -> bool:
-        row = self._row + self._length
-        while True:
-            found = self._next(row)
-            if found is None:
-                return False
-            table, after = found
-            if len(table):
-                self._before, self._after = self._after, after
-                self._table = Table(table, self.shard, row, self._shards.label)
-                self._row, self._length = row, len(table)
-                return True
-            self._after = after
-
-    def _next(self, row: int) -> tuple[pa.Table, Any] | None:
-        left = network.deadline(self._care.timeout)
-        waits, attempts = network.pauses(_ATTEMPTS), 0
-        while True:
-            try:
-                return network.within(left(), self._pull)
-            except network.Stalled as error:
-                self.close()
-                raise self._error(TimeoutError, row, self._stalled()) from error
-            except Exception as error:
-                self.close()
-                if network.is_refusal(error):
-                    raise self._error(refusal_of(error), row, said(error)) from error
-                if not network.is_transient(error):
-                    return self._give_up(row, error)
-                attempts, asked = attempts + 1, network.asked_pause(error)
-                pause = max(next(waits, math.inf), asked)
-                if pause > (math.inf if left() is None else left()) or pause == math.inf:
-                    found = f"{said(error)}. {self._gave_up(attempts, asked)}"
-                    raise self._error(ConnectionError, row, found) from error
-                place = self._place(row)
-                logger.warning("%s: %s. Reading on in %.1f s.", place, said(error), pause)
-            time.sleep(pause)
-
-    def _pull(self) -> tuple[pa.Table, Any] | None:
-        if self._tables is None:
-            self._tables = self._shards.open(self.shard, self._after)
-            # At the end of Python, too: later the modules that closing takes are gone.
-            self._closes = weakref.finalize(self, _close, self._tables)
-        return next(self._tables, None)
-
-    def _give_up(self, row: int, error: Exception) -> None:
-        if self._care.on_bad_rows == "raise":
-            raise self._error(
-                ValueError,
-                row,
-                f"the rest cannot be read ({said(error)}). Repair or remove it, or go on with the "
-                "next with on_bad_rows='skip'",
-            ) from error
-        logger.warning("%s: the rest is left out: %s.", self._place(row), said(error))
-        self.bad += 1
-
-    def _stalled(self) -> str:
-        seconds = self._care.timeout
-        return (
-            f"nothing came for {seconds:g} s. Resume from the last state, or wait longer: "
-            f"timeout={2 * seconds:g}"
-        )
-
-    def _gave_up(self, attempts: int, asked: float) -> str:
-        seconds = self._care.timeout
-        wanted = f", and the server asks to wait {asked:g} s" if asked else ""
-        longer = "" if seconds is None else f", or wait longer: timeout={2 * seconds + asked:g}"
-        return f"It failed {attempts} times{wanted}. Resume from the last state{longer}"
-
-    def _place(self, row: int) -> str:
-        return f"{network.redacted(self._shards.label(self.shard))}, row {row}"
-
-    def _error(self, kind: type[Exception], row: int, found: str) -> Exception:
-        return kind(f"{self._place(row)}: {found}.")
-
-
-def _close(tables: Iterator) -> None:
-    # A generator left behind in a stall still runs on its own thread and cannot be closed.
-    if not getattr(tables, "gi_running", True):
-        tables.close()
-
-
-def said(error: BaseException) -> str:
-    """Returns what an error says, in one line and without secrets."""
-    text = " ".join(network.redacted(error).split())
-    return f"{type(error).__name__}: {text[:300]}".rstrip(".: ")
-
-
-def refusal_of(error: BaseException) -> type[Exception]:
-    """Returns the built-in kind of a refusal."""
-    status = network.status_of(error)
-    missing = isinstance(error, FileNotFoundError) or status == 404
-    return FileNotFoundError if missing else PermissionError if status in (401, 403) else OSError
+from datarax.stream.window import Slice
 
 
 class Reader:
@@ -178,10 +16,10 @@ class Reader:
 
     Args:
         shards: The shards.
-        ids: Which of them, in order.
-        care: What to do where reading fails.
-        width: How many are open at once; 1: one after the other.
-        turn: How many rows are read of one before it is the next one's turn.
+        ids: The numbers of those to read, in order.
+        policy: When a failure to read is an error.
+        width: Shards that are open at once; 1: one after the other.
+        turn: Rows that are read from one shard before the next one's turn.
         opened: Shards that are open already, at their start.
     """
 
@@ -189,34 +27,34 @@ class Reader:
         self,
         shards: Shards,
         ids: Sequence[int],
-        care: Care,
+        policy: ReadPolicy,
         *,
         width: int,
         turn: int,
         opened: dict[int, OpenShard] | None = None,
     ):
-        self._shards, self._ids, self._care = shards, ids, care
+        self._shards, self._ids, self._policy = shards, ids, policy
         self._width, self._turn_rows = width, turn
         self._opened = {} if opened is None else opened
         self._open: list[OpenShard] = []
         self._next, self._turn = 0, 0
         self.bad = 0  # shards that could not be read to their end
 
-    def read(self) -> Piece | None:
+    def read(self) -> Slice | None:
         """Returns the rows of the next turn, None where all shards are at their end."""
         while True:
             while len(self._open) < self._width and self._next < len(self._ids):
                 shard = self._ids[self._next]
                 at_start = self._opened.pop(shard, None)
-                self._open.append(at_start or OpenShard(self._shards, shard, self._care))
+                self._open.append(at_start or OpenShard(self._shards, shard, self._policy))
                 self._next += 1
             if not self._open:
                 return None
             self._turn %= len(self._open)
-            piece = self._open[self._turn].read(self._turn_rows)
-            if piece is not None:
+            part = self._open[self._turn].read(self._turn_rows)
+            if part is not None:
                 self._turn += 1
-                return piece
+                return part
             ended = self._open.pop(self._turn)
             self.bad += ended.bad
             ended.close()
@@ -229,7 +67,7 @@ class Reader:
     def load(self, state: dict[str, Any]) -> None:
         """Goes to where `state` was returned."""
         self.close()
-        self._open = [OpenShard(self._shards, n, self._care, at) for n, *at in state["open"]]
+        self._open = [OpenShard(self._shards, n, self._policy, at) for n, *at in state["open"]]
         self._next, self._turn, self.bad = state["next"], state["turn"], state["bad"]
 
     def close(self) -> None:
@@ -237,3 +75,21 @@ class Reader:
         for shard in self._open:
             shard.close()
         self._open = []
+
+
+def first_rows(
+    shards: Shards, policy: ReadPolicy, *, keep: bool
+) -> tuple[FirstRows, dict[int, OpenShard]]:
+    """Returns the first rows, and the shards opened for them: reading begins with these again."""
+    opened = {}
+    for number in range(shards.num_shards):
+        shard = OpenShard(shards, number, policy)
+        table = shard.peek()
+        if keep:
+            opened[number] = shard
+        else:
+            shard.close()
+        if table is not None:
+            features = shards.features or datasets.Features.from_arrow_schema(table.schema)
+            return FirstRows(table, features), opened
+    raise ValueError("The stream is empty: there is no row in any of its shards.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datarax.columns.arrow import Column, Misfit, Rows, plain
+from datarax.columns.fingerprint import Digest
 from datarax.columns.image_file import (
     DamagedImage,
     converted,
@@ -20,16 +21,25 @@ from datarax.columns.image_file import (
 )
 from datarax.columns.numbers import dense
 from datarax.columns.objects import host_column, objects
+from datarax.stream.shards import Shards
 
 Path = tuple[str, ...]
 
 _FIRST = 1024  # rows that decide what a column is
 _FIRST_IMAGES = 16  # of them decoded
+_FINGERPRINTED = 64  # rows whose values a stream is recognised by
 OBJECT = np.dtype(object)
 
 
+class FirstRows(NamedTuple):
+    """The first table that has rows, and the features of all."""
+
+    table: pa.Table
+    features: datasets.Features
+
+
 @dataclass(frozen=True, eq=False)
-class Leaf:
+class ColumnSpec:
     """A column, or a part of a nested one.
 
     Args:
@@ -66,7 +76,7 @@ class Leaf:
         return values
 
 
-def leaves_of(features: datasets.Features, first: pa.Table) -> list[Leaf]:
+def column_specs(features: datasets.Features, first: pa.Table) -> list[ColumnSpec]:
     """Returns what the columns are, those within nested ones too.
 
     Args:
@@ -78,7 +88,7 @@ def leaves_of(features: datasets.Features, first: pa.Table) -> list[Leaf]:
     columns = (
         Column((name,), feature, first.column(name), rows) for name, feature in features.items()
     )
-    return [_leaf(part) for column in columns for part in _parts(column)]
+    return [_spec(part) for column in columns for part in _parts(column)]
 
 
 def joined(values: pa.ChunkedArray) -> pa.Array:
@@ -99,18 +109,18 @@ def _parts(column: Column) -> Iterator[Column]:
         yield column
 
 
-def _leaf(column: Column) -> Leaf:
+def _spec(column: Column) -> ColumnSpec:
     if isinstance(column.feature, datasets.Image) and column.feature.decode:
-        return _image_leaf(column)
+        return _image_spec(column)
     try:
         first = dense(column, column.rows)
     except Misfit as misfit:
         why = host_column(column, objects(column), misfit)
-        return Leaf(column.path, column.feature, (), OBJECT, why=f"{why.reason}. {why.fix}")
-    return Leaf(column.path, column.feature, first.shape[1:], first.dtype)
+        return ColumnSpec(column.path, column.feature, (), OBJECT, why=f"{why.reason}. {why.fix}")
+    return ColumnSpec(column.path, column.feature, first.shape[1:], first.dtype)
 
 
-def _image_leaf(column: Column) -> Leaf:
+def _image_spec(column: Column) -> ColumnSpec:
     values = joined(column.values).to_pylist()
     sizes, modes, whole = {}, set(), []
     for row, value in enumerate(values):
@@ -130,11 +140,21 @@ def _image_leaf(column: Column) -> Leaf:
     if len(sizes) == 1 and mode and len({image.size for image in whole}) == 1:
         pixels = np.asarray(converted(whole[0], mode))
         dtype = pixels.dtype.newbyteorder("=")
-        return Leaf(column.path, column.feature, pixels.shape, dtype, mode=mode)
+        return ColumnSpec(column.path, column.feature, pixels.shape, dtype, mode=mode)
     seen = list(sizes.items())[:2]
     found = (
         " and ".join(f"row {row} is {dimensions(size)}" for size, row in seen) or "none is whole"
     )
     made = f"{{{column.path[-1]!r}: row[{column.path[0]!r}].convert('RGB').resize((224, 224))}}"
     fix = f"Give the images one size and mode, ds = ds.map(lambda row: {made})"
-    return Leaf(column.path, column.feature, (), OBJECT, why=f"{found}. {fix}")
+    return ColumnSpec(column.path, column.feature, (), OBJECT, why=f"{found}. {fix}")
+
+
+def fingerprint(shards: Shards, first: FirstRows) -> str:
+    """Returns a fingerprint of a stream's content, as far as it is known before it is read."""
+    digest = Digest("stream", shards.num_shards, shards.length)
+    for name in sorted(first.features):
+        digest.note(name, first.features[name])
+        column = first.table.column(name).slice(0, _FINGERPRINTED)
+        digest.arrow(pa.concat_arrays(column.chunks))
+    return digest.hex()

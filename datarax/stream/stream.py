@@ -6,12 +6,13 @@ import numpy as np
 
 from datarax.order.windows import Order, permutation
 from datarax.stream.decoder import Decoder, Part
-from datarax.stream.reader import Care, OpenShard, Reader
+from datarax.stream.open_shard import OpenShard, ReadPolicy
+from datarax.stream.reader import Reader
 from datarax.stream.shards import READ_ROWS, Shards
 from datarax.stream.window import Window
 
 _WIDTH = 8  # shards open at once where rows are shuffled
-_TURNS = 4  # of them that a window has rows of; those after it of the next
+_TURNS = 4  # shards that a window mixes: each turn reads a quarter of it from the next shard
 
 START = {"anchor": None, "window": 0, "position": 0, "check": None, "taken": 0}
 """The state of a stream at the start of an epoch."""
@@ -55,7 +56,7 @@ class Stream:
         decoder: What makes columns of rows.
         order: The order of all streams.
         number: Which stream it is, from 0.
-        care: What to do where reading fails.
+        policy: When a failure to read is an error.
         opened: Shards that are open already, at their start.
     """
 
@@ -65,11 +66,11 @@ class Stream:
         decoder: Decoder,
         order: Order,
         number: int,
-        care: Care,
+        policy: ReadPolicy,
         opened: dict[int, OpenShard] | None = None,
     ):
         self._shards, self._decoder, self._order = shards, decoder, order
-        self._number, self._care = number, care
+        self._number, self._policy = number, policy
         self._opened = {} if opened is None else opened
         self._bad_before = 0
         self._reader = None
@@ -119,7 +120,7 @@ class Stream:
             stop = min(self._position + count, len(self._window))
             part, damage = self._window.rows(self._position, stop)
             if damage:
-                if self._care.on_bad_rows == "raise":
+                if self._policy.on_bad_rows == "raise":
                     raise ValueError(
                         f"{damage[min(damage)]}: the image cannot be decoded. Repair it, or leave "
                         "such rows out with on_bad_rows='skip'."
@@ -176,22 +177,22 @@ class Stream:
         width, turn = 1, READ_ROWS
         if self._order.shuffle:
             width, turn = _WIDTH, -(-self._order.window // _TURNS)
-        return Reader(self._shards, ids, self._care, width=width, turn=turn, opened=self._opened)
+        return Reader(self._shards, ids, self._policy, width=width, turn=turn, opened=self._opened)
 
     def _fill(self, number: int) -> Window | None:
         anchor = self._reader.state()
         size = self._order.window if self._order.shuffle else 1
         try:
-            pieces, rows = [], 0
-            while rows < size and (piece := self._reader.read()) is not None:
-                pieces.append(piece)
-                rows += piece.rows
-            if not pieces:
+            slices, rows = [], 0
+            while rows < size and (part := self._reader.read()) is not None:
+                slices.append(part)
+                rows += part.rows
+            if not slices:
                 return None
             mixed = None
             if self._order.shuffle:
                 mixed = permutation(rows, self._order.epoch_seed(self._epoch), self._number, number)
-            return Window(pieces, self._decoder, mixed, anchor, number)
+            return Window(slices, self._decoder, mixed, anchor, number)
         except BaseException:
             self._reader.load(anchor)  # so that the next attempt loses nothing
             raise

@@ -126,7 +126,7 @@ class Blocks:
             self._source.next_epoch()
             block = self._source.read_batches(batches, self._size)
         seconds = (time.perf_counter() - begun) / max(1, block.filled)
-        data = self._place(block.columns, block.valid, block.places)
+        data = self._place(block.columns, block.valid, block.ranks)
         counts = np.zeros(self._capacity, np.int32)
         counts[:batches] = block.valid.sum(axis=1)
         return Block(

@@ -2,10 +2,10 @@
 
 from logging import getLogger
 
-from datarax.sources.hf_source.eager import HFEagerConfig as HFEagerConfig
+from datarax.sources.hf_source.config import HFEagerConfig as HFEagerConfig
+from datarax.sources.hf_source.config import HFStreamingConfig as HFStreamingConfig
 from datarax.sources.hf_source.eager import HFEagerSource as HFEagerSource
 from datarax.sources.hf_source.from_hf import from_hf as from_hf
-from datarax.sources.hf_source.streaming import HFStreamingConfig as HFStreamingConfig
 from datarax.sources.hf_source.streaming import HFStreamingSource as HFStreamingSource
 from datarax.sources.streaming import StreamingSourceBase as StreamingSourceBase
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from logging import getLogger
 from typing import Any
 
 import datasets
@@ -14,65 +13,12 @@ from flax import nnx
 from datarax.columns.fingerprint import fingerprint_dataset
 from datarax.columns.load import Columns, chosen_columns, load_columns
 from datarax.errors import listed
-from datarax.hub.load import load_split
 from datarax.module import expect_config
-from datarax.sources.eager import EagerSourceBase, SourceConfigBase
-from datarax.sources.hf_source.streaming import (
-    HFStreamingConfig,
-    HFStreamingSource,
-    expect_dataset_fields,
-)
-
-logger = getLogger("datarax.sources.hf_source")
-
-
-@dataclasses.dataclass(frozen=True)
-class HFEagerConfig(SourceConfigBase):
-    """Configuration of `HFEagerSource`.
-
-    Args:
-        name: A dataset of the Hub (`"ylecun/mnist"`, or short `"mnist"`), a local folder or a
-            packaged builder such as `"parquet"`.
-        split: A split, as `"train"` or `"train[:10%]"`.
-        data_dir: Folder of the dataset's files.
-        include_keys: The columns to load; None for all.
-        exclude_keys: Columns to leave out; one that does not exist is no error.
-        shuffle: Whether each epoch has its own random order: a full permutation.
-        seed: Seed of that order, from 0 to 2**32 - 1.
-        download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
-        local_files_only: Whether to read only what is on this machine.
-        config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
-        on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"` its row.
-        streaming: Whether to read on demand: `HFEagerSource(config)` is a `HFStreamingSource` then.
-        shuffle_buffer_size: How many rows of a stream are shuffled together; an eager shuffle is a
-            full permutation and needs none.
-
-    Raises:
-        ValueError: If an argument is missing, out of range, or contradicts another.
-
-    Example:
-        >>> HFEagerConfig(name="mnist", split="train", shuffle=True).seed
-        42
-    """
-
-    name: str | None = None
-    split: str | None = None
-    data_dir: str | None = None
-    include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
-    exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
-    shuffle: bool = False
-    seed: int = 42
-    download_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
-    local_files_only: bool = False
-    config_name: str | None = None
-    on_bad_rows: str = "raise"
-    streaming: bool = False
-    shuffle_buffer_size: int = 1000
-
-    def __post_init__(self):
-        super().__post_init__()
-        expect_dataset_fields(self)
-
+from datarax.sources.eager import EagerSourceBase
+from datarax.sources.hf_source import split as splits
+from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
+from datarax.sources.hf_source.split import HFSource, LoadedSplit, fields_of
+from datarax.sources.hf_source.streaming import HFStreamingSource
 
 # The fields that decide which data a configuration names.
 _DATA_FIELDS = (
@@ -89,20 +35,18 @@ _DATA_FIELDS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Loaded:
-    """A split's columns and what is known of where they came from.
+    """The columns of a split.
 
     Where several processes run, each may need other rows: then `read(rows=...)` loads some or all
     when they are asked for, and `columns` is None.
     """
 
+    split: LoadedSplit
     columns: Columns | None
-    read: Callable[..., Columns] | None
+    read: Callable[..., Columns]
     length: int
     features: datasets.Features
     fingerprint: str
-    info: datasets.DatasetInfo
-    revision: str | None
-    given: bool = False  # whether `from_dataset` was given the dataset: its name says nothing
 
     def all_columns(self) -> dict[str, Any]:
         return self.read().data
@@ -128,7 +72,7 @@ def _streaming(config: HFEagerConfig) -> HFStreamingConfig:
     )
 
 
-class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
+class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
     """A Hugging Face split as arrays, with any batch of it by arithmetic.
 
     Numbers, labels, lists of one length and images of one size become JAX arrays in the dtype of
@@ -162,7 +106,7 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
         _loaded: _Loaded | None = None,
     ):
         expect_config(config, HFEagerConfig, self)
-        loaded = _load(config) if _loaded is None else _loaded
+        loaded = _load(splits.load(config, streaming=False), config) if _loaded is None else _loaded
         columns = loaded.columns
         super().__init__(
             config,
@@ -171,11 +115,11 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
             shuffle=config.shuffle,
             seed=config.seed,
             fingerprint=loaded.fingerprint,
-            revision=loaded.revision,
+            revision=loaded.split.revision,
             rngs=rngs,
             name=name or f"{type(self).__name__}({config.name}:{config.split})",
         )
-        self._loaded = nnx.static(loaded)
+        self._loaded, self._split = nnx.static(loaded), nnx.static(loaded.split)
         self._skipped.set_value(0 if columns is None else columns.skipped)
 
     @classmethod
@@ -208,27 +152,12 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
             >>> len(HFEagerSource.from_dataset(dataset))
             2
         """
-        if not isinstance(ds, datasets.Dataset):
-            hint = "; pick a split, as in from_dataset(ds['train'])" * isinstance(ds, dict)
-            raise TypeError(f"ds is a {type(ds).__name__}: expected a datasets.Dataset{hint}.")
         fields |= {"shuffle": shuffle, "seed": seed}
+        named = fields_of(ds, (datasets.Dataset,), fields)
         if fields.get("streaming"):
             return HFStreamingSource.from_dataset(ds, rngs=rngs, name=name, **fields)
-        fields.setdefault("name", ds.info.dataset_name or "dataset")
-        fields.setdefault("split", str(ds.split or "all"))
-        config = HFEagerConfig(**fields)
-        loaded = dataclasses.replace(_columns_of(ds, config, revision=None), given=True)
-        return cls(config, rngs=rngs, name=name, _loaded=loaded)
-
-    @property
-    def dataset_name(self) -> str:
-        """The dataset's name, as configured."""
-        return self.config.name
-
-    @property
-    def split_name(self) -> str:
-        """The split's name, as configured."""
-        return self.config.split
+        config = HFEagerConfig(**named)
+        return cls(config, rngs=rngs, name=name, _loaded=_load(LoadedSplit(ds, given=True), config))
 
     @property
     def include_keys(self) -> set[str] | None:
@@ -247,13 +176,9 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
 
     def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
         """Returns some rows as NumPy arrays, read from Arrow where not all are loaded yet."""
-        if self._loaded.read is None or self._columns:
+        if self._loaded.columns is not None or self._columns:
             return super().host_rows(rows)
         return self._loaded.read(rows=rows).data
-
-    def get_dataset_info(self) -> datasets.DatasetInfo:
-        """Returns the dataset's `datasets.DatasetInfo`: description, features, licence."""
-        return self._loaded.info
 
     def copy(self, *, config=None, rngs=None, name=None) -> "HFEagerSource":
         """Returns a source with other arguments, at the start of epoch 0.
@@ -268,7 +193,7 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
         own, config = config is None, self.config if config is None else config
         expect_config(config, HFEagerConfig, self)
         same = all(getattr(config, f) == getattr(self.config, f) for f in _DATA_FIELDS)
-        if self._loaded.given and not same:
+        if self._split.given and not same:
             other = [f for f in _DATA_FIELDS if getattr(config, f) != getattr(self.config, f)]
             raise ValueError(
                 f"{self._label()} was made of a dataset at hand, which copy cannot load again with "
@@ -285,34 +210,24 @@ class HFEagerSource(EagerSourceBase, metaclass=_ChoosesStream):
         return self._settings_to(copy) if own else copy
 
 
-def _load(config: HFEagerConfig) -> _Loaded:
-    split = load_split(
-        config.name,
-        config.split,
-        config_name=config.config_name,
-        data_dir=config.data_dir,
-        download_kwargs=config.download_kwargs,
-        local_files_only=config.local_files_only,
-    )
-    return _columns_of(split.dataset, config, split.revision)
-
-
-def _columns_of(dataset, config, revision) -> _Loaded:
-    options = {
-        "include": config.include_keys,
-        "exclude": config.exclude_keys,
-        "on_bad_rows": config.on_bad_rows,
-    }
+def _load(split: LoadedSplit, config: HFEagerConfig) -> _Loaded:
+    dataset = split.dataset
     names = chosen_columns(dataset, config.include_keys, config.exclude_keys)
+    read = functools.partial(
+        load_columns,
+        dataset,
+        include=config.include_keys,
+        exclude=config.exclude_keys,
+        on_bad_rows=config.on_bad_rows,
+    )
     # Which rows are skipped, and so the length, is known only when all are read.
     waits = jax.distributed.is_initialized() and config.on_bad_rows == "raise"
-    columns = None if waits else load_columns(dataset, **options)
+    columns = None if waits else read()
     return _Loaded(
+        split=split,
         columns=columns,
-        read=functools.partial(load_columns, dataset, **options) if waits else None,
+        read=read,
         length=len(dataset) if columns is None else columns.length,
         features=datasets.Features({name: dataset.features[name] for name in names}),
         fingerprint=fingerprint_dataset(dataset, names),
-        info=dataset.info,
-        revision=revision,
     )

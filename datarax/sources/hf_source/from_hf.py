@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax.sources.hf_source.eager import HFEagerConfig, HFEagerSource
-from datarax.sources.hf_source.streaming import HFStreamingConfig, HFStreamingSource
+from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
+from datarax.sources.hf_source.eager import HFEagerSource
+from datarax.sources.hf_source.streaming import HFStreamingSource
 
 logger = getLogger("datarax.sources.hf_source")
 

@@ -6,73 +6,27 @@ from typing import Any
 import datasets
 from flax import nnx
 
-from datarax.errors import expect_between
+from datarax.errors import closest, listed
 from datarax.module import expect_config
-from datarax.order.permutation import MAX_RECORDS
-from datarax.sources.eager import SourceConfigBase
-from datarax.sources.hf_source import splitshards
-from datarax.sources.hf_source.splitshards import SplitShards, shards_of
+from datarax.sources.hf_source import split as splits
+from datarax.sources.hf_source.config import HFStreamingConfig
+from datarax.sources.hf_source.split import HFSource, LoadedSplit, fields_of
 from datarax.sources.streaming import StreamingSourceBase
+from datarax.stream.iterable import IterableShards
+from datarax.stream.shards import Shards, TableShards
 
 _HUB_TIMEOUT = 120.0
 
 
-@dataclasses.dataclass(frozen=True)
-class HFStreamingConfig(SourceConfigBase):
-    """Configuration of `HFStreamingSource`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A split, and the shards of its columns that are read."""
 
-    Args:
-        name: A dataset of the Hub (`"allenai/c4"`, or short `"c4"`), a local folder or a packaged
-            builder such as `"parquet"`.
-        split: A split, as `"train"`; a slice of it (`"train[:10%]"`) only with `streaming=False`.
-        data_dir: Folder of the dataset's files.
-        include_keys: The columns to read; None for all.
-        exclude_keys: Columns to leave out; one that does not exist is no error.
-        streaming: Whether to read the files where they are, without loading them first. Otherwise
-            the split is loaded to this machine's disk and read from there.
-        shuffle: Whether each epoch has its own random order.
-        shuffle_buffer_size: How many rows are shuffled together, of several files.
-        download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
-        local_files_only: Whether to read only what is on this machine.
-        config_name: The dataset's configuration, the Hub's "subset" (`"en"` of `"c4"`).
-        seed: Seed of the order, from 0 to 2**32 - 1.
-        on_bad_rows: `"raise"` for an image that cannot be decoded or a file that cannot be read to
-            its end, or `"skip"` the row, or the rest of the file.
-        timeout: Seconds without a row after which reading is an error; None: 120 for a dataset of
-            the Hub, no limit for local files.
-
-    Raises:
-        ValueError: If an argument is missing, out of range, or contradicts another.
-
-    Example:
-        >>> HFStreamingConfig(name="c4", config_name="en", split="train", streaming=True).seed
-        42
-    """
-
-    name: str | None = None
-    split: str | None = None
-    data_dir: str | None = None
-    include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
-    exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
-    streaming: bool = False
-    shuffle: bool = False
-    shuffle_buffer_size: int = 1000
-    download_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
-    local_files_only: bool = False
-    config_name: str | None = None
-    seed: int = 42
-    on_bad_rows: str = "raise"
-    timeout: float | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        expect_dataset_fields(self)
-        expect_between("shuffle_buffer_size", self.shuffle_buffer_size, 1, MAX_RECORDS)
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"timeout={self.timeout}: expected seconds, more than 0, or None.")
+    split: LoadedSplit
+    shards: Shards
 
 
-class HFStreamingSource(StreamingSourceBase):
+class HFStreamingSource(HFSource, StreamingSourceBase):
     """A Hugging Face split, or an `IterableDataset`, that is read on demand and resumed exactly.
 
     Rows come in Arrow batches. What a column is, an array or a host column of Python objects, its
@@ -103,26 +57,26 @@ class HFStreamingSource(StreamingSourceBase):
         *,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
-        _read: SplitShards | None = None,
+        _loaded: _Loaded | None = None,
     ):
         expect_config(config, HFStreamingConfig, self)
-        read = splitshards.load(config) if _read is None else _read
-        timeout = config.timeout
-        if timeout is None and config.streaming and read.revision is not None:
+        loaded = _load(config) if _loaded is None else _loaded
+        split, timeout = loaded.split, config.timeout
+        if timeout is None and config.streaming and split.revision is not None:
             timeout = _HUB_TIMEOUT
         super().__init__(
             config,
-            read.shards,
+            loaded.shards,
             shuffle=config.shuffle,
             seed=config.seed,
             shuffle_buffer_size=config.shuffle_buffer_size,
             on_bad_rows=config.on_bad_rows,
             timeout=timeout,
-            revision=read.revision,
+            revision=split.revision,
             rngs=rngs,
             name=name or f"{type(self).__name__}({config.name}:{config.split})",
         )
-        self._read = nnx.static(read)
+        self._loaded, self._split = nnx.static(loaded), nnx.static(split)
 
     @classmethod
     def from_dataset(
@@ -154,31 +108,14 @@ class HFStreamingSource(StreamingSourceBase):
             >>> source.get_batch(4)["y"].tolist()
             [0, 2, 4, 6]
         """
-        if not isinstance(ds, (datasets.Dataset, datasets.IterableDataset)):
-            hint = "; pick a split, as in from_dataset(ds['train'])" * isinstance(ds, dict)
-            raise TypeError(
-                f"ds is a {type(ds).__name__}: expected a datasets.IterableDataset or a "
-                f"datasets.Dataset{hint}."
-            )
-        fields |= {"shuffle": shuffle, "seed": seed}
-        fields.setdefault("name", ds.info.dataset_name or "dataset")
-        fields.setdefault("split", str(ds.split or "all"))
+        kinds = (datasets.IterableDataset, datasets.Dataset)
+        fields = fields_of(ds, kinds, fields | {"shuffle": shuffle, "seed": seed})
         fields.setdefault("streaming", isinstance(ds, datasets.IterableDataset))
         config = HFStreamingConfig(**fields)
-        read = SplitShards(shards_of(ds, config), ds.info, given=ds)
-        return cls(config, rngs=rngs, name=name, _read=read)
+        loaded = _Loaded(LoadedSplit(ds, given=True), shards_of(ds, config))
+        return cls(config, rngs=rngs, name=name, _loaded=loaded)
 
     # --- what the configuration says -------------------------------------------------------------
-
-    @property
-    def dataset_name(self) -> str:
-        """The dataset's name, as configured."""
-        return self.config.name
-
-    @property
-    def split_name(self) -> str:
-        """The split's name, as configured."""
-        return self.config.split
 
     @property
     def is_iterable_mode(self) -> bool:
@@ -200,10 +137,6 @@ class HFStreamingSource(StreamingSourceBase):
         """The columns to leave out, as configured."""
         return self.config.exclude_keys
 
-    def get_dataset_info(self) -> datasets.DatasetInfo:
-        """Returns the dataset's `datasets.DatasetInfo`: description, features, licence."""
-        return self._read.info
-
     def copy(self, *, config=None, rngs=None, name=None) -> "HFStreamingSource":
         """Returns a source with other arguments, at the start of epoch 0.
 
@@ -215,40 +148,65 @@ class HFStreamingSource(StreamingSourceBase):
         """
         own, config = config is None, self.config if config is None else config
         expect_config(config, HFStreamingConfig, self)
-        read = self._read
-        if config != self.config and read.given is None:
-            read = None
-        elif config != self.config:
-            read = dataclasses.replace(read, shards=shards_of(read.given, config))
+        loaded, split = self._loaded, self._split
+        if config != self.config:
+            loaded = _Loaded(split, shards_of(split.dataset, config)) if split.given else None
         copy = type(self)(
             config,
             rngs=self.rngs if rngs is None else rngs,
             name=self.name if name is None and config == self.config else name,
-            _read=read,
+            _loaded=loaded,
         )
         return self._settings_to(copy) if own else copy
 
 
-def expect_dataset_fields(config: Any) -> None:
-    """Raises `ValueError` unless the fields that both configurations of a dataset share can be.
+def _load(config: HFStreamingConfig) -> _Loaded:
+    split = splits.load(config, streaming=config.streaming, timeout=config.timeout)
+    length = _known_length(split.dataset.info, config.split)
+    return _Loaded(split, shards_of(split.dataset, config, length))
+
+
+def _known_length(info: datasets.DatasetInfo, split: str) -> int | None:
+    counts = [(info.splits or {}).get(part.strip()) for part in split.split("+")]
+    if not all(counts) or not all(count.num_examples for count in counts):
+        return None
+    return sum(count.num_examples for count in counts)
+
+
+def shards_of(dataset: Any, config: Any, length: int | None = None) -> Shards:
+    """Returns the shards of a dataset's columns that are to be read.
 
     Args:
-        config: A `HFEagerConfig` or a `HFStreamingConfig`.
+        dataset: A `datasets.Dataset` or `datasets.IterableDataset`.
+        config: A `HFStreamingConfig`.
+        length: The number of rows, None if unknown.
+
+    Raises:
+        ValueError: If there are no rows, or no such column.
     """
-    if not config.name or not config.split:
-        raise ValueError(
-            f"name={config.name!r}, split={config.split!r}: both are needed, as in "
-            f'{type(config).__name__}(name="mnist", split="train").'
-        )
-    if config.include_keys is not None and config.exclude_keys is not None:
-        raise ValueError(
-            "include_keys and exclude_keys exclude each other: give the columns to keep, or "
-            "those to leave out."
-        )
-    for name in ("include_keys", "exclude_keys"):
-        if isinstance(getattr(config, name), str):  # a set of its letters otherwise
-            given = getattr(config, name)
-            raise ValueError(f"{name}={given!r}: expected a set of columns, {name}={{{given!r}}}.")
-    expect_between("seed", config.seed, 0, 2**32 - 1)
-    if config.on_bad_rows not in ("raise", "skip"):
-        raise ValueError(f'on_bad_rows={config.on_bad_rows!r}: expected "raise" or "skip".')
+    dataset = _selected(dataset, config)
+    if isinstance(dataset, datasets.Dataset):
+        if not len(dataset):
+            raise ValueError(f"the split {config.split!r} is empty: there are no rows to read.")
+        return TableShards(dataset)
+    return IterableShards(dataset, split_files=config.shuffle, length=length)
+
+
+def _selected(dataset: Any, config: Any) -> Any:
+    include, exclude = config.include_keys, config.exclude_keys
+    if include is None and not exclude:
+        return dataset
+    if dataset.features is None:  # a stream of unknown features knows its columns by its first row
+        dataset = dataset._resolve_features()
+    names = list(dataset.features)
+    for name in include or ():
+        if name not in names:
+            raise ValueError(
+                f"there is no column {name!r}.{closest(name, names)} The columns are "
+                f"{listed(names)}."
+            )
+    chosen = [n for n in names if n in (names if include is None else include)]
+    chosen = [name for name in chosen if name not in (exclude or ())]
+    if not chosen:
+        raise ValueError(f"no column is left to read of {listed(names)}.")
+    return dataset.select_columns(chosen)

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from datarax.stream.streamstate import merge_states
+from datarax.stream.state import merge_states
 from tests.support.hubprocess import HubProcess
 
 STREAMS = 4

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from datarax import HFStreamingSource, Pipeline, StreamingSourceBase, prefetch_to_device
 from datarax.module import DataraxModuleConfig
 from datarax.stream.shards import TableShards
-from datarax.stream.streamstate import merge_states
+from datarax.stream.state import merge_states
 
 N = 1003
 

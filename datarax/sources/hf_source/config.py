@@ -1,0 +1,136 @@
+"""Configurations of a Hugging Face split, as arrays or as a stream."""
+
+import dataclasses
+from typing import Any
+
+from datarax.errors import expect_between
+from datarax.order.permutation import MAX_RECORDS
+from datarax.sources.eager import SourceConfigBase
+
+
+@dataclasses.dataclass(frozen=True)
+class HFEagerConfig(SourceConfigBase):
+    """Configuration of `HFEagerSource`.
+
+    Args:
+        name: A dataset of the Hub (`"ylecun/mnist"`, or short `"mnist"`), a local folder or a
+            packaged builder such as `"parquet"`.
+        split: A split, as `"train"` or `"train[:10%]"`.
+        data_dir: Folder of the dataset's files.
+        include_keys: The columns to load; None for all.
+        exclude_keys: Columns to leave out; one that does not exist is no error.
+        shuffle: Whether each epoch has its own random order: a full permutation.
+        seed: Seed of that order, from 0 to 2**32 - 1.
+        download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
+        local_files_only: Whether to read only what is on this machine.
+        config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
+        on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"` its row.
+        streaming: Whether to read on demand: `HFEagerSource(config)` is a `HFStreamingSource` then.
+        shuffle_buffer_size: How many rows of a stream are shuffled together; an eager shuffle is a
+            full permutation and needs none.
+
+    Raises:
+        ValueError: If an argument is missing, out of range, or contradicts another.
+
+    Example:
+        >>> HFEagerConfig(name="mnist", split="train", shuffle=True).seed
+        42
+    """
+
+    name: str | None = None
+    split: str | None = None
+    data_dir: str | None = None
+    include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    shuffle: bool = False
+    seed: int = 42
+    download_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
+    local_files_only: bool = False
+    config_name: str | None = None
+    on_bad_rows: str = "raise"
+    streaming: bool = False
+    shuffle_buffer_size: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_dataset_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class HFStreamingConfig(SourceConfigBase):
+    """Configuration of `HFStreamingSource`.
+
+    Args:
+        name: A dataset of the Hub (`"allenai/c4"`, or short `"c4"`), a local folder or a packaged
+            builder such as `"parquet"`.
+        split: A split, as `"train"`; a slice of it (`"train[:10%]"`) only with `streaming=False`.
+        data_dir: Folder of the dataset's files.
+        include_keys: The columns to read; None for all.
+        exclude_keys: Columns to leave out; one that does not exist is no error.
+        streaming: Whether to read the files where they are, without loading them first. Otherwise
+            the split is loaded to this machine's disk and read from there.
+        shuffle: Whether each epoch has its own random order.
+        shuffle_buffer_size: How many rows are shuffled together, of several files.
+        download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
+        local_files_only: Whether to read only what is on this machine.
+        config_name: The dataset's configuration, the Hub's "subset" (`"en"` of `"c4"`).
+        seed: Seed of the order, from 0 to 2**32 - 1.
+        on_bad_rows: `"raise"` for an image that cannot be decoded or a file that cannot be read to
+            its end, or `"skip"` the row, or the rest of the file.
+        timeout: Seconds without a row after which reading is an error; None: 120 for a dataset of
+            the Hub, no limit for local files.
+
+    Raises:
+        ValueError: If an argument is missing, out of range, or contradicts another.
+
+    Example:
+        >>> HFStreamingConfig(name="c4", config_name="en", split="train", streaming=True).seed
+        42
+    """
+
+    name: str | None = None
+    split: str | None = None
+    data_dir: str | None = None
+    include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    streaming: bool = False
+    shuffle: bool = False
+    shuffle_buffer_size: int = 1000
+    download_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
+    local_files_only: bool = False
+    config_name: str | None = None
+    seed: int = 42
+    on_bad_rows: str = "raise"
+    timeout: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_dataset_fields(self)
+        expect_between("shuffle_buffer_size", self.shuffle_buffer_size, 1, MAX_RECORDS)
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout={self.timeout}: expected seconds, more than 0, or None.")
+
+
+def expect_dataset_fields(config: Any) -> None:
+    """Raises `ValueError` unless the fields that both configurations of a dataset share can be.
+
+    Args:
+        config: A `HFEagerConfig` or a `HFStreamingConfig`.
+    """
+    if not config.name or not config.split:
+        raise ValueError(
+            f"name={config.name!r}, split={config.split!r}: both are needed, as in "
+            f'{type(config).__name__}(name="mnist", split="train").'
+        )
+    if config.include_keys is not None and config.exclude_keys is not None:
+        raise ValueError(
+            "include_keys and exclude_keys exclude each other: give the columns to keep, or "
+            "those to leave out."
+        )
+    for name in ("include_keys", "exclude_keys"):
+        if isinstance(getattr(config, name), str):  # a set of its letters otherwise
+            given = getattr(config, name)
+            raise ValueError(f"{name}={given!r}: expected a set of columns, {name}={{{given!r}}}.")
+    expect_between("seed", config.seed, 0, 2**32 - 1)
+    if config.on_bad_rows not in ("raise", "skip"):
+        raise ValueError(f'on_bad_rows={config.on_bad_rows!r}: expected "raise" or "skip".')
