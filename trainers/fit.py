@@ -11,6 +11,7 @@ from flax import nnx
 
 from trainers.callbacks import stops
 from trainers.devices import agreement, memory
+from trainers.devices.arrays import as_carry
 from trainers.loop import divergence, program
 from trainers.loop.cadence import Schedule
 from trainers.loop.clock import Clock
@@ -26,7 +27,7 @@ from trainers.result import Status
 from trainers.run import Run
 from trainers.step.compiled import Loop
 from trainers.step.model import split
-from trainers.step.state import Window, strong
+from trainers.step.state import Window
 from trainers.weights import initialize
 from trainers.workdir.checkpointer import Keeper
 
@@ -286,7 +287,7 @@ class Fit:
 
     def _model(self) -> nnx.Module:
         definition, params, rest = self.evaluated()
-        return nnx.merge(definition, *strong((params, rest)))
+        return nnx.merge(definition, *as_carry((params, rest)))
 
 
 def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from clu import parameter_overview
 from flax import nnx
 from tqdm import tqdm
 
-from trainers.devices import agreement, memory
+from trainers.devices import agreement, memory, private
 from trainers.fit import Fit
 from trainers.loop import program
 from trainers.loop.pace import Pace
@@ -101,9 +101,9 @@ def preflight(plan: Plan) -> Preflight:
         overview=overview(plan.model),
         state_bytes=state_bytes,
         data_bytes=memory.nbytes(data),
-        step_bytes=memory.taken(loop.program),
+        step_bytes=private.memory(loop.program),
         limit_bytes=memory.limit(),
-        flops=_flops(loop.program),
+        flops=private.flops(loop.program),
         compile_seconds=compiled,
         step_seconds=step_seconds,
         steps=plan.steps,
@@ -130,13 +130,6 @@ def _timed(loop: Loop, plan: Plan, state: State) -> float:
             left = agreement.least(time.perf_counter() - begun < _SECONDS)[0]
             if t >= plan.steps or not left:
                 return seconds
-
-
-def _flops(compiled: jax.stages.Compiled) -> float | None:
-    costs = compiled.cost_analysis() or {}
-    costs = costs[0] if isinstance(costs, list) else costs
-    flops = costs.get("flops", -1)
-    return flops if flops > 0 and math.isfinite(flops) else None
 
 
 def _count(number: float) -> str:

@@ -20,6 +20,7 @@ from trainers.checkpoints import Checkpoints
 from trainers.data.eager import Batches, as_pipeline
 from trainers.data.stream import StreamBatches, as_batches
 from trainers.devices import agreement, memory
+from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
 from trainers.devices.placement import Rule
 from trainers.fit import Fit
@@ -30,9 +31,11 @@ from trainers.loop.profile import expect_profile
 from trainers.preflight import Preflight, preflight
 from trainers.result import Result
 from trainers.step.model import expect_trainable, split
-from trainers.step.state import State, strong
-from trainers.step.step import Objective, Update
+from trainers.step.objective import Objective
+from trainers.step.state import State
+from trainers.step.step import Update
 from trainers.task import task as tasks
+from trainers.task.inputs import Inputs
 from trainers.task.metrics import Empty
 from trainers.workdir.store import absolute
 from trainers.writers import Writer
@@ -238,11 +241,10 @@ class Trainer:
         )
 
     def _infer(self, loss, metrics, precision) -> tuple[tasks.Task | None, Objective]:
-        features = self._batches.features
         if loss is None:
-            task = tasks.infer(self.model, features, self._batches, precision)
+            task = tasks.infer(self.model, self._batches, precision)
             return task, Objective(task.loss, metrics or task.metrics, task.label, precision)
-        found = tasks.labels(features, self._batches.spec)
+        found = tasks.labels(self._batches.features, self._batches.spec)
         label = found[0] if len(found) == 1 else None
         return None, Objective(loss, metrics or Empty, label, precision)
 
@@ -361,7 +363,7 @@ class Trainer:
         batches = self._stored(source)
         label = self._objective.label or next((n for n in tasks.LABELS if n in batches.spec), None)
         precision = self._objective.precision
-        call = tasks.Inputs(self.model, batches, batches.features, label, precision)
+        call = Inputs(self.model, batches, label, precision)
         return predict(batches, self._layout, call, *self._evaluated(), precision)
 
     def _stored(self, source: Any) -> Batches | StreamBatches:
@@ -404,7 +406,7 @@ class Trainer:
             agreement.expect_same({"the model's parameters": variables(self.model)})
         definition, params, rest = split(self.model, self._plan.update.wrt, training=False)
         params = params if self._ema is None else self._ema
-        return definition, *strong(self._layout.placement.model(params, rest))
+        return definition, *as_carry(self._layout.placement.model(params, rest))
 
 
 def _expect_precision(precision: Any) -> None:

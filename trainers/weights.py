@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from datarax.errors import listed
 from trainers.devices import agreement
 from trainers.devices.arrays import with_keys, without_keys
 from trainers.devices.checksum import dotted
+from trainers.devices.private import all_gather
 from trainers.workdir.store import DamagedError, Store, absolute
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def export(model: nnx.Module, path: epath.PathLike) -> None:
 
 
 def _gathered(array) -> np.ndarray:
-    return multihost_utils.process_allgather(array, tiled=True) if _is_spread(array) else array
+    return all_gather(array, tiled=True) if _is_spread(array) else array
 
 
 def _is_spread(array) -> bool:

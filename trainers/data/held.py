@@ -88,7 +88,7 @@ class DealtRows:
         self._layout = layout
         self._deal = Deal(source.length, shards, shuffle=source.is_random_order)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        self.columns = deal_out(source, self._deal, layout.rows() or here)
+        self.columns = deal_out(source, self._deal, layout.batch_sharding() or here)
         self._seed = source.order_seed()
         self.data = self.columns
 

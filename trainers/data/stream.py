@@ -81,7 +81,7 @@ class StreamBatches:
     @property
     def data(self) -> Any:
         """Shapes and dtypes of a block's data, to trace the program with."""
-        shape, rows = (self.capacity, self.batch_size), self._layout.rows(axis=1)
+        shape, rows = (self.capacity, self.batch_size), self._layout.batch_sharding(axis=1)
 
         def stacked(x):
             return jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype, sharding=rows)
@@ -142,7 +142,7 @@ class StreamBatches:
     def place(self, columns: Any, *rest: Any) -> Any:
         """Returns a block's arrays on the devices, filled up to `capacity` batches."""
         columns, _ = parted(columns, self._host)
-        sharding = self._layout.rows(axis=1)
+        sharding = self._layout.batch_sharding(axis=1)
 
         def filled_up(column):
             missing = self.capacity - len(column)

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+
+from trainers.devices.private import all_gather
 
 
 def is_first() -> bool:
@@ -27,7 +28,7 @@ def gathered(values: Any) -> np.ndarray:
     values = np.asarray(values, np.int32)
     if jax.process_count() == 1:
         return values[None]
-    return np.asarray(multihost_utils.process_allgather(values))
+    return all_gather(values)
 
 
 def least(*values: int) -> tuple[int, ...]:

@@ -8,10 +8,11 @@ import time
 
 import jax
 
+from trainers.devices.private import has_backends, is_in_cluster
+
 logger = logging.getLogger(__name__)
 
 _GRACE = 2  # seconds that JAX waits longer than we do
-_MISSING = "coordinator_address should be defined", "Number of processes must be defined"
 _COUNTS = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"  # what a launcher says of its processes
 
 
@@ -52,7 +53,7 @@ def initialize(
     index = _number(process_id, "JAX_PROCESS_ID")
     if count == 1:
         return
-    if _has_run():  # before anything waits for the others
+    if has_backends():  # before anything waits for the others
         others = _others(address, count, index)
         if others is None:
             logger.debug(
@@ -63,6 +64,14 @@ def initialize(
             f"{others} says that there are other processes, but JAX has run something already, so "
             "this one cannot join them: write trainers.initialize() before the script's first "
             "array, jax.devices() or model."
+        )
+    known = [value is not None for value in (address, count, index)]
+    if not is_in_cluster() and not all(known):
+        if not any(known):
+            return  # nothing says that there are others
+        raise ValueError(
+            f"coordinator_address={address!r}, num_processes={count} and process_id={index}: give "
+            "all three, or none where the platform tells JAX."
         )
     lost = (
         f"Process {index} of {count} did not find the others at {address} within {timeout} s. "
@@ -83,29 +92,9 @@ def initialize(
             initialization_timeout=timeout + _GRACE,
             heartbeat_timeout_seconds=lost_after,
         )
-    except ValueError as error:
-        known = [address, count, index]
-        if any(value is not None for value in known) and None in known:
-            raise ValueError(
-                f"coordinator_address={address!r}, num_processes={count} and process_id={index}: "
-                "give all three, or none where the platform tells JAX."
-            ) from error
-        if str(error).startswith(_MISSING):
-            return  # nothing says that there are others
-        raise
     finally:
         speaks.cancel()
     logger.info("Process %d of %d.", jax.process_index(), jax.process_count())
-
-
-def _has_run() -> bool:
-    """Returns whether JAX has devices already; it says so before it looks at the arguments."""
-    try:
-        jax.distributed.initialize("localhost:1", 0, 0, local_device_ids=[])  # none of 0
-    except ValueError:
-        return False
-    except RuntimeError:
-        return True
 
 
 def _others(address: str | None, count: int | None, index: int | None) -> str | None:

@@ -75,7 +75,7 @@ class Layout:
         """The sharding of what every device holds whole; None on one device."""
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
 
-    def rows(self, axis: int = 0) -> NamedSharding | None:
+    def batch_sharding(self, axis: int = 0) -> NamedSharding | None:
         """Returns the sharding of arrays with a batch's rows along `axis`; None on one device."""
         if self.mesh is None:
             return None
@@ -89,7 +89,7 @@ class Layout:
         if self.mesh is None or jax.process_count() == 1:
             return 0, 1
         rows: dict[int, set[int]] = {}
-        for device, (part,) in self.rows().devices_indices_map((size,)).items():
+        for device, (part,) in self.batch_sharding().devices_indices_map((size,)).items():
             rows.setdefault(device.process_index, set()).update(range(size)[part])
         shares = sorted({tuple(sorted(own)) for own in rows.values()})
         equal = len({len(share) for share in shares}) == 1
@@ -148,7 +148,9 @@ class Layout:
         def one(x):
             x = x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
             return (
-                x if self.mesh is None else jax.lax.with_sharding_constraint(x, self.rows(axis=1))
+                x
+                if self.mesh is None
+                else jax.lax.with_sharding_constraint(x, self.batch_sharding(axis=1))
             )
 
         return jax.tree.map(one, batch)

@@ -10,6 +10,7 @@ import numpy as np
 from datarax import Pipeline
 from datarax.errors import listed
 from datarax.sources import EagerSourceBase
+from trainers.devices import private
 
 _UNITS = "B", "kB", "MB", "GB", "TB", "PB"
 
@@ -93,18 +94,6 @@ def expect_state_fits(parts: dict[str, Any], devices: int) -> None:
     )
 
 
-def taken(program: jax.stages.Compiled) -> int | None:
-    """Returns the bytes that a compiled program takes at most, with what it is given and returns.
-
-    None where the backend does not say.
-    """
-    parts = program.memory_analysis()
-    if parts is None:
-        return None
-    given = parts.argument_size_in_bytes + parts.output_size_in_bytes - parts.alias_size_in_bytes
-    return given + parts.temp_size_in_bytes
-
-
 def expect_fits(program: jax.stages.Compiled, state, data) -> None:
     """Raises `MemoryError` where a compiled program takes more memory than there is.
 
@@ -113,7 +102,7 @@ def expect_fits(program: jax.stages.Compiled, state, data) -> None:
         state: What it is given of parameters and optimizer.
         data: What it is given of data.
     """
-    need, there = taken(program), limit()
+    need, there = private.memory(program), limit()
     if need is None or need <= there:
         return
     parts = {"the state": nbytes(state), "the data": nbytes(data)}

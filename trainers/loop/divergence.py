@@ -13,10 +13,10 @@ from etils import epath
 from trainers.data.eager import Feed
 from trainers.data.stream import StreamFeed
 from trainers.devices import agreement
-from trainers.devices.snapshot import Snapshot
+from trainers.devices.arrays import Snapshot, as_carry
 from trainers.loop import program
 from trainers.loop.plan import Plan
-from trainers.step.state import State, Window, strong
+from trainers.step.state import State, Window
 
 _LOSS, _GRADIENT, _PARAMETERS = 1, 2, 3
 _WHAT = {
@@ -184,7 +184,7 @@ def find(
 
     def fails(rows: np.ndarray) -> bool:
         picks = np.resize(rows, size).astype(np.int32)
-        return bool(loop(Watched.start(strong(state)), (data, picks), step, step + 1).why)
+        return bool(loop(Watched.start(as_carry(state)), (data, picks), step, step + 1).why)
 
     batch, data = step - first, feed.block(step)[0]
     order = plan.batches.in_order(everyone)  # as `batch_at` has them

@@ -11,11 +11,14 @@ from flax import nnx
 from trainers.data.eager import Batches
 from trainers.data.stream import StreamBatches
 from trainers.devices import agreement
+from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
 from trainers.loop.pace import Pace
 from trainers.step.compiled import Loop
-from trainers.step.state import Window, strong
-from trainers.step.step import Objective, evaluation_step, lower, lower_params
+from trainers.step.objective import Objective
+from trainers.step.precision import lower, lower_params
+from trainers.step.state import Window
+from trainers.step.step import evaluation_step
 
 
 class Evaluator:
@@ -81,7 +84,7 @@ class Evaluator:
 
     def _start(self):
         start = Window.empty(self._objective.metrics), self._batches.stages
-        return strong(self._layout.replicate(start))
+        return as_carry(self._layout.replicate(start))
 
 
 def predict(

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from trainers.devices import agreement, memory
+from trainers.devices.arrays import as_carry
 from trainers.devices.placement import described
 from trainers.loop.plan import Plan
 from trainers.step.model import split
-from trainers.step.state import State, Window, strong
+from trainers.step.state import State, Window
 
 
 def initial_state(plan: Plan) -> State:
@@ -19,15 +20,15 @@ def initial_state(plan: Plan) -> State:
     layout = plan.layout
     _, params, rest = split(plan.model, plan.update.wrt)
     agreement.together(lambda: _expect_fits(plan, params, rest))
-    params, rest = strong(layout.placement.model(params, rest))
-    optimizer = strong(plan.update.optimizer.init(params))
-    window = strong(Window.empty(plan.objective.metrics))
+    params, rest = as_carry(layout.placement.model(params, rest))
+    optimizer = as_carry(plan.update.optimizer.init(params))
+    window = as_carry(Window.empty(plan.objective.metrics))
     return State(
         params=params,
         rest=rest,
         optimizer=layout.placement.beside(params, optimizer),
-        ema=None if plan.update.ema is None else strong(params),
-        stages=layout.replicate(strong(plan.batches.stages)),
+        ema=None if plan.update.ema is None else as_carry(params),
+        stages=layout.replicate(as_carry(plan.batches.stages)),
         window=layout.replicate(window),
         loss=layout.replicate(jnp.zeros(())),
     )

@@ -12,7 +12,8 @@ from trainers.data.eager import Batches
 from trainers.data.stream import StreamBatches
 from trainers.devices.layout import Layout
 from trainers.loop.evaluation import Evaluator
-from trainers.step.step import Objective, Update
+from trainers.step.objective import Objective
+from trainers.step.step import Update
 from trainers.writers import Writer
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
-from jax.experimental import multihost_utils
 
 from trainers.devices import agreement
+from trainers.devices.private import preempts_at
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ class Signals:
             stop: The end of the steps.
         """
         if jax.process_count() > 1:
-            sync = multihost_utils.reached_preemption_sync_point
-            answers = [sync(step) for step in range(start, stop)]
+            answers = [preempts_at(step) for step in range(start, stop)]
             self.preempted = self.preempted or True in answers
         return self.preempted
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainers.data.eager import Feed
 from trainers.data.stream import StreamFeed
-from trainers.devices.snapshot import Snapshot
+from trainers.devices.arrays import Snapshot
 from trainers.loop.divergence import Divergence, find, spoiled
 from trainers.loop.pace import SECONDS
 from trainers.loop.plan import Plan

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from trainers.devices.private import inner_jaxprs
+
 Step = Callable[[Any, Any, jax.Array], Any]
 
 
@@ -93,6 +95,6 @@ def _chunk(step, goes_on, state, data, start, stop):
 def _has_convolution(jaxpr: core.Jaxpr) -> bool:
     return any(
         equation.primitive.name == "conv_general_dilated"
-        or any(_has_convolution(inner) for inner in core.jaxprs_in_params(equation.params))
+        or any(_has_convolution(inner) for inner in inner_jaxprs(equation))
         for equation in jaxpr.eqns
     )

@@ -10,6 +10,8 @@ import numpy as np
 from clu import metrics as clu
 from flax import nnx
 
+from trainers.devices.arrays import as_carry, keep_dtypes
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Window:
 
 @functools.partial(jax.jit, static_argnums=0)  # one call: each log begins a new window
 def _empty(metrics):
-    return Window(jnp.zeros(()), jnp.zeros(()), strong(metrics.empty()))
+    return Window(jnp.zeros(()), jnp.zeros(()), as_carry(metrics.empty()))
 
 
 @jax.tree_util.register_dataclass
@@ -78,16 +80,3 @@ class State:
     stages: nnx.State
     window: Window
     loss: jax.Array
-
-
-def strong(tree: Any) -> Any:
-    """Returns a copy of `tree` as JAX arrays whose dtypes are not weak.
-
-    A loop's carry must keep its types, and it is donated: the caller's arrays must not be in it.
-    """
-    return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), tree)
-
-
-def keep_dtypes(tree: Any, like: Any) -> Any:
-    """Returns `tree` with the dtypes of `like`."""
-    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, like)

@@ -1,28 +1,21 @@
 """What to train for: loss, metrics and the model's inputs, inferred from a source's features."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import datasets
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import metrics as clu
 from flax import nnx
 
 from datarax.errors import listed
-from trainers.data.eager import Batches
 from trainers.task import losses, metrics
+from trainers.task.inputs import OWN_LOSS, Columns, Inputs
 
 LABELS = ("label", "labels", "target", "targets", "score")
 """Names under which a label is looked for where no feature declares one."""
-
-OWN_LOSS = (
-    "write loss=my_loss, where my_loss(model, batch) returns the losses of shape (batch,), or "
-    'them and a dict of outputs such as {"logits": logits, "labels": batch["label"]}'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Task:
 
     loss: Callable[[nnx.Module, dict], Any]
     metrics: type[clu.Collection]
-    predict: "Inputs"
+    predict: Inputs
     label: str | None
     classes: str | None = None
 
@@ -50,14 +43,13 @@ class Task:
         return *self.predict.positional, *self.predict.named, *label
 
 
-def infer(model: nnx.Module, features: Mapping[str, Any], batches: Batches, precision=None) -> Task:
+def infer(model: nnx.Module, columns: Columns, precision: Any = None) -> Task:
     """Infers loss, metrics and inputs.
 
     Args:
         model: The model, called with the columns that are no label: by position where there is one,
             by name where there are several.
-        features: The features of the source; empty where it has none.
-        batches: Batches of the source, whose columns are looked at.
+        columns: The columns of the source's batches.
         precision: Dtype in which the inputs reach the model; None for `float32`.
 
     Returns:
@@ -69,7 +61,7 @@ def infer(model: nnx.Module, features: Mapping[str, Any], batches: Batches, prec
         ValueError: If there is no label, or more than one.
         TypeError: If the label or an input is a host column.
     """
-    spec, host = batches.spec, batches.host
+    spec, host, features = columns.spec, columns.host, columns.features
     found = labels(features, spec)
     if len(found) > 1:
         raise ValueError(
@@ -80,13 +72,13 @@ def infer(model: nnx.Module, features: Mapping[str, Any], batches: Batches, prec
         for name in [*labels(features, host), *host.keys() & {"input_ids"}]:
             raise host[name].error()
         if "input_ids" in spec:
-            return _language_model(Inputs(model, batches, features, None, precision))
+            return _language_model(Inputs(model, columns, None, precision))
         raise ValueError(
             f"There is no label among {_described(features, spec)}: a ClassLabel, or a column "
             f"named {listed(LABELS)}. Rename the column, or {OWN_LOSS}."
         )
     label = found[0]
-    call = Inputs(model, batches, features, label, precision)
+    call = Inputs(model, columns, label, precision)
     feature, of = features.get(label), spec[label]
     classes = _class_label(feature)
     if classes is not None and of.shape:
@@ -100,91 +92,6 @@ def infer(model: nnx.Module, features: Mapping[str, Any], batches: Batches, prec
         per_record = _single_label(classes, label)
         return _supervised(call, label, metrics.Classification, per_record, classes=label)
     return _supervised(call, label, metrics.Empty, _regression(label))
-
-
-class Inputs:
-    """Calls a model with the columns of a batch that are its inputs.
-
-    Images of `uint8` are given as floats in [0, 1], of shape `(batch, height, width, channels)`.
-
-    Args:
-        model: The model.
-        batches: The batches whose columns may be inputs.
-        features: The features of their source.
-        label: Column of the labels, which is no input, or None.
-        precision: Dtype of images; None for `float32`.
-
-    Raises:
-        TypeError: If the model cannot be called, or an input is a host column.
-        ValueError: If the model's parameters and the columns do not go together.
-    """
-
-    def __init__(
-        self,
-        model: nnx.Module,
-        batches: Batches,
-        features: Mapping[str, Any],
-        label: str | None,
-        precision: Any = None,
-    ):
-        if not callable(model):
-            raise TypeError(f"{type(model).__name__} has no __call__: define it, or {OWN_LOSS}.")
-        spec = {name: s for name, s in batches.spec.items() if name != label}
-        host = {name: column for name, column in batches.host.items() if name != label}
-        self.images = {name for name, s in spec.items() if _is_image(s, features.get(name))}
-        self._dtype = precision or jnp.float32
-        parameters = list(inspect.signature(type(model).__call__).parameters.values())[1:]
-        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        required = [p.name for p in parameters if p.name in names and p.default is p.empty]
-        self.named = tuple(name for name in spec if name in names)
-        self.positional = ()
-        missing = [name for name in required if name not in spec]
-        for name in missing:
-            if name in host:
-                raise host[name].error()
-        if not missing and self.named:
-            return
-        only = next(iter(spec)) if len(spec) == 1 else "input_ids"
-        # A lone number a record beside text, such as its row number, is hardly the input.
-        plausible = only in spec and (not host or _rank(spec[only]) > 0)
-        if plausible and len(missing) <= 1 and len(required) <= 1:
-            self.positional = (only,)
-            self.named = tuple(name for name in self.named if name != only)
-            return
-        if len(spec) <= 1:
-            for column in host.values():
-                raise column.error()
-        if not spec:
-            raise ValueError(f"There is no input beside the label {label!r}; {OWN_LOSS}.")
-        raise ValueError(
-            f"{type(model).__name__} takes {listed(required) or 'any inputs'}, and the inputs are "
-            f"{listed(spec)}: name the columns as the model's parameters, choose them with "
-            f"include_keys, or {OWN_LOSS}."
-        )
-
-    def __call__(self, model: nnx.Module, batch: dict[str, jax.Array]) -> jax.Array:
-        arguments = [self._input(batch, name) for name in self.positional]
-        named = {name: self._input(batch, name) for name in self.named}
-        return model(*arguments, **named)
-
-    def _input(self, batch, name):
-        column = batch[name]
-        if name not in self.images:
-            return column
-        column = column[..., None] if column.ndim == 3 else column
-        column = column.astype(jnp.float32) / np.float32(jnp.iinfo(column.dtype).max)
-        return column.astype(self._dtype)
-
-
-def _rank(spec) -> int:
-    return max(len(leaf.shape) for leaf in jax.tree.leaves(spec))
-
-
-def _is_image(spec, feature) -> bool:
-    if isinstance(spec, Mapping):
-        return False
-    declared = isinstance(feature, datasets.Image) and jnp.issubdtype(spec.dtype, jnp.integer)
-    return declared or (spec.dtype == jnp.uint8 and len(spec.shape) in (2, 3))
 
 
 def _class_label(feature) -> datasets.ClassLabel | None:

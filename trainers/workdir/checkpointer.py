@@ -16,14 +16,14 @@ from datarax.errors import closest, listed
 from trainers.data.eager import Feed
 from trainers.data.stream import StreamFeed
 from trainers.devices import agreement
-from trainers.devices.arrays import without_keys
+from trainers.devices.arrays import as_carry, without_keys
 from trainers.devices.checksum import checksums, dotted, kind
 from trainers.loop.clock import Clock
 from trainers.loop.config import configuration
 from trainers.loop.plan import Plan
 from trainers.report.report import Report
 from trainers.run import Run
-from trainers.step.state import State, strong
+from trainers.step.state import State
 from trainers.weights import BEST, CHECKPOINTS
 from trainers.workdir import compilation
 from trainers.workdir.lock import locked
@@ -309,7 +309,7 @@ def _with_arrays(state: State, arrays: dict[str, Any], wrt: Any) -> State:
     training = jax.tree_util.tree_map_with_path(
         lambda path, _: arrays["training"][dotted(path)], _without_model(state)
     )
-    return strong(dataclasses.replace(training, params=params, rest=rest))
+    return as_carry(dataclasses.replace(training, params=params, rest=rest))
 
 
 def _without_model(state: State) -> State:

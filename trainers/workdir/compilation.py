@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import jax
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
+
+from trainers.devices.private import reset_compilation_cache
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,13 @@ def cached(workdir: epath.Path) -> Iterator[None]:
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it is opened once a process, at the first compilation
+    reset_compilation_cache()  # it is opened once a process, at the first compilation
     try:
         yield
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
-        compilation_cache.reset_cache()
+        reset_compilation_cache()
 
 
 def _remove_truncated(directory: epath.Path) -> None:

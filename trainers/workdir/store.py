@@ -20,6 +20,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from trainers.devices import agreement
 from trainers.devices.arrays import with_keys, without_keys
 from trainers.devices.checksum import checksums
+from trainers.devices.private import is_committed
 
 logger = logging.getLogger(__name__)
 
@@ -313,7 +314,7 @@ def _abstract(tree):
     """
 
     def one(x):
-        if getattr(x, "committed", False):
+        if is_committed(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
         return np.broadcast_to(np.zeros((), x.dtype), x.shape)
 

@@ -23,11 +23,13 @@ from tests.support.models import (
 )
 from trainers import Trainer
 from trainers.data.eager import Batches, as_pipeline
+from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
 from trainers.step.compiled import Loop
 from trainers.step.model import split
-from trainers.step.state import State, Window, strong
-from trainers.step.step import Objective, Update, train_step
+from trainers.step.objective import Objective
+from trainers.step.state import State, Window
+from trainers.step.step import Update, train_step
 from trainers.task.task import infer
 
 # --- Loop by itself ------------------------------------------------------------------------------
@@ -109,7 +111,7 @@ def test_the_cadence_does_not_change_a_bit_of_a_convolutional_model():
 def _parts(model, source, batch_size):
     """Returns the train step of an inferred task, its data and a function that makes its state."""
     batches = Batches(as_pipeline(source, batch_size), Layout())
-    task, optimizer = infer(model, {}, batches), optax.adamw(1e-3)
+    task, optimizer = infer(model, batches), optax.adamw(1e-3)
     objective = Objective(task.loss, task.metrics, task.label)
     definition, params, rest = split(model, nnx.Param, training=True)
     update = Update(optimizer, nnx.Param, accumulate=1, ema=None)
@@ -120,7 +122,7 @@ def _parts(model, source, batch_size):
         state = State(
             params, rest, optimizer.init(params), None, batches.stages, window, jnp.zeros(())
         )
-        return strong(state)
+        return as_carry(state)
 
     return step, batches.data, start
 

@@ -1,0 +1,121 @@
+"""The inputs of a model: which columns of a batch it is called with, and in which form."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import datasets
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from datarax import HostColumn
+from datarax.errors import listed
+
+OWN_LOSS = (
+    "write loss=my_loss, where my_loss(model, batch) returns the losses of shape (batch,), or "
+    'them and a dict of outputs such as {"logits": logits, "labels": batch["label"]}'
+)
+
+
+class Columns(Protocol):
+    """What is known of a batch's columns before one is formed."""
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Shape and dtype of one record of each array column, by name."""
+        ...
+
+    @property
+    def host(self) -> dict[str, HostColumn]:
+        """The columns that no array holds, by name."""
+        ...
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """The source's features, as far as it knows them."""
+        ...
+
+
+class Inputs:
+    """Calls a model with the columns of a batch that are its inputs.
+
+    Images of `uint8` are given as floats in [0, 1], of shape `(batch, height, width, channels)`.
+
+    Args:
+        model: The model.
+        columns: The columns that may be inputs.
+        label: Column of the labels, which is no input, or None.
+        precision: Dtype of images; None for `float32`.
+
+    Raises:
+        TypeError: If the model cannot be called, or an input is a host column.
+        ValueError: If the model's parameters and the columns do not go together.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        columns: Columns,
+        label: str | None,
+        precision: Any = None,
+    ):
+        if not callable(model):
+            raise TypeError(f"{type(model).__name__} has no __call__: define it, or {OWN_LOSS}.")
+        spec = {name: s for name, s in columns.spec.items() if name != label}
+        host = {name: column for name, column in columns.host.items() if name != label}
+        self.images = {name for name, s in spec.items() if _is_image(s, columns.features.get(name))}
+        self._dtype = precision or jnp.float32
+        parameters = list(inspect.signature(type(model).__call__).parameters.values())[1:]
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        required = [p.name for p in parameters if p.name in names and p.default is p.empty]
+        self.named = tuple(name for name in spec if name in names)
+        self.positional = ()
+        missing = [name for name in required if name not in spec]
+        for name in missing:
+            if name in host:
+                raise host[name].error()
+        if not missing and self.named:
+            return
+        only = next(iter(spec)) if len(spec) == 1 else "input_ids"
+        # A lone number a record beside text, such as its row number, is hardly the input.
+        plausible = only in spec and (not host or _rank(spec[only]) > 0)
+        if plausible and len(missing) <= 1 and len(required) <= 1:
+            self.positional = (only,)
+            self.named = tuple(name for name in self.named if name != only)
+            return
+        if len(spec) <= 1:
+            for column in host.values():
+                raise column.error()
+        if not spec:
+            raise ValueError(f"There is no input beside the label {label!r}; {OWN_LOSS}.")
+        raise ValueError(
+            f"{type(model).__name__} takes {listed(required) or 'any inputs'}, and the inputs are "
+            f"{listed(spec)}: name the columns as the model's parameters, choose them with "
+            f"include_keys, or {OWN_LOSS}."
+        )
+
+    def __call__(self, model: nnx.Module, batch: dict[str, jax.Array]) -> jax.Array:
+        arguments = [self._input(batch, name) for name in self.positional]
+        named = {name: self._input(batch, name) for name in self.named}
+        return model(*arguments, **named)
+
+    def _input(self, batch, name):
+        column = batch[name]
+        if name not in self.images:
+            return column
+        column = column[..., None] if column.ndim == 3 else column
+        column = column.astype(jnp.float32) / np.float32(jnp.iinfo(column.dtype).max)
+        return column.astype(self._dtype)
+
+
+def _rank(spec) -> int:
+    return max(len(leaf.shape) for leaf in jax.tree.leaves(spec))
+
+
+def _is_image(spec, feature) -> bool:
+    if isinstance(spec, Mapping):
+        return False
+    declared = isinstance(feature, datasets.Image) and jnp.issubdtype(spec.dtype, jnp.integer)
+    return declared or (spec.dtype == jnp.uint8 and len(spec.shape) in (2, 3))
