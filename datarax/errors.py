@@ -1,7 +1,7 @@
 """Checks of arguments whose messages say what was given and what was expected."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 def expect_between(name: str, value, low: int, high: int) -> None:
@@ -15,6 +15,43 @@ def expect_between(name: str, value, low: int, high: int) -> None:
 def listed(names: Iterable[str]) -> str:
     """Returns names for a message: quoted, in order, separated by commas."""
     return ", ".join(repr(name) for name in names)
+
+
+def expect_columns(given: Iterable[str], columns: Collection[str]) -> None:
+    """Raises `ValueError` for the first of `given` that is no column, with the closest name."""
+    for name in given:
+        if name not in columns:
+            hint = closest(name, columns)
+            raise ValueError(
+                f"There is no column {name!r}.{hint} The columns are {listed(columns)}."
+            )
+
+
+def chosen(
+    columns: Collection[str], include: Iterable[str] | None, exclude: Iterable[str] | None
+) -> list[str]:
+    """Returns the names of the columns to read, in their order.
+
+    Args:
+        columns: All columns.
+        include: The columns to read; None for all.
+        exclude: Columns to leave out; a name that does not exist is no error.
+
+    Raises:
+        ValueError: A column of `include` does not exist, or none is left.
+
+    Example:
+        >>> chosen(["image", "label", "id"], None, {"id"})
+        ['image', 'label']
+    """
+    include = set(columns if include is None else include)
+    expect_columns(sorted(include - set(columns)), columns)
+    left = [name for name in columns if name in include.difference(exclude or ())]
+    if not left:
+        raise ValueError(
+            f"include_keys, exclude_keys: no column is left to read of {listed(columns)}."
+        )
+    return left
 
 
 def closest(name: str, names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
+from datarax.columns.nested import nested
 from datarax.errors import listed
 from trainers.devices import agreement
 from trainers.devices.arrays import with_keys, without_keys
@@ -192,14 +193,7 @@ def _safetensors(path):
         name: np.frombuffer(tensor["data"], _dtype(tensor["dtype"])).reshape(tensor["shape"])
         for name, tensor in _library().deserialize(path.read_bytes())
     }
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, last = name.split(".")
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = value
-    return nested
+    return nested((tuple(name.split(".")), value) for name, value in flat.items())
 
 
 def _dtype(name):

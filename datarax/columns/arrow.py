@@ -9,6 +9,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from datarax.hub.private import positions_of
+
 BLOCK_BYTES = 4 << 20  # what a block may hold: large enough for vectors, small beside any column
 
 _SORTED_ROWS = 1 << 20  # as many selected rows are sorted at a time, to read chunk by chunk
@@ -50,11 +52,19 @@ class Rows:
         return int(index if self.numbers is None else self.numbers[index])
 
 
+def expect_no_transform(dataset: datasets.Dataset) -> None:
+    """Raises `ValueError` if the dataset runs a function when rows are read."""
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            "The dataset has a transform that runs when rows are read (set_transform, "
+            "with_transform), so its columns are not known. Store what it gives with ds.map(...), "
+            "or drop it with ds.with_format(None)."
+        )
+
+
 def rows_of(dataset: datasets.Dataset) -> Rows:
     """Returns the rows of a dataset's table that are its own, in its order."""
-    if dataset._indices is None:  # what select, shuffle, sort and filter leave; `data` ignores it
-        return Rows(len(dataset))
-    return Rows(len(dataset), dataset._indices.column(0).to_numpy().view(np.int64))
+    return Rows(len(dataset), positions_of(dataset))
 
 
 @dataclass(frozen=True, eq=False)

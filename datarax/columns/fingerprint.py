@@ -7,11 +7,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets.utils.file_utils import is_local_path, xopen
 
 from datarax.columns.arrow import ArrowCells, nulls, plain, read, rows_of
 from datarax.columns.host import HostColumn
 from datarax.columns.lists import flatten, is_binary, is_list, is_number, is_text, list_lengths
+from datarax.hub.private import is_local_path, table_of, xopen
 
 _ROWS = 1024
 _ALIKE = {"large_string": "string", "string_view": "string", "large_binary": "binary",
@@ -42,7 +42,7 @@ def fingerprint_dataset(dataset: datasets.Dataset, columns: Iterable[str]) -> st
     for name in sorted(columns):
         feature = datasets.Features({name: dataset.features[name]})
         digest.note(_alike(feature.to_dict()))
-        digest.arrow(read(dataset.data.table.column(name), rows.take(_spots(rows.length))))
+        digest.arrow(read(table_of(dataset).column(name), rows.take(_spots(rows.length))))
     return digest.hex()
 
 

@@ -101,7 +101,10 @@ class HostColumn:
         Args:
             rows: Row numbers, integers of shape `(k,)`.
         """
-        cells = _Selected(self.cells, rows)
+        return self.over(_Selected(self.cells, rows))
+
+    def over(self, cells: Cells) -> "HostColumn":
+        """Returns a column of other cells, which is a host column for the same reason."""
         return HostColumn(
             self.name, cells, reason=self.reason, first_bad=self.first_bad, fix=self.fix
         )

@@ -10,8 +10,9 @@ import datasets
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from datasets.utils.file_utils import is_local_path
 from PIL.ExifTags import Base as Exif
+
+from datarax.hub.private import is_local_path
 
 # What Pillow raises where a file is no image, cut off, damaged or missing.
 _RAISED = (

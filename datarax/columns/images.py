@@ -13,14 +13,20 @@ import pyarrow as pa
 from datarax.columns import image_cache
 from datarax.columns.arrow import Column, Misfit, Rows, blocks, cores, indices, nulls
 from datarax.columns.host import object_array
-from datarax.columns.image_file import DamagedImage, image_shape, open_image, pixels
+from datarax.columns.image_file import (
+    DamagedImage,
+    dimensions,
+    image_shape,
+    open_image,
+    pixels,
+    widest,
+)
 
 Damage = dict[int, str]  # what is wrong with an image, by row
 
 _BATCH = 1024  # rows in work at a time, at most
 _SHOWN = 64  # rows that show how large the images are
 _THREADED = 64 * 64  # handing fewer pixels to a thread costs more than decoding them
-_WIDER = {"L": ("LA", "RGB", "RGBA"), "LA": ("RGBA",), "RGB": ("RGBA",)}  # modes that lose nothing
 
 
 def load_images(column: Column, cache: bool = True) -> tuple[np.ndarray, Damage]:
@@ -107,11 +113,11 @@ class _Canvas:
     def draw(self, row: int, image: PIL.Image.Image) -> None:
         if self.pixels is None:
             self.first, self.size = row, image.size
-            self.mode = _common(self.mode or image.mode, image.mode) or image.mode
+            self.mode = widest({self.mode or image.mode, image.mode}) or image.mode
         if image.size != self.size:
-            raise _unlike(self.rows, row, _measure(image.size), self.first, _measure(self.size))
+            raise _unlike(self.rows, row, dimensions(image.size), self.first, dimensions(self.size))
         if image.mode != self.mode:
-            mode = _common(self.mode, image.mode)
+            mode = widest({self.mode, image.mode})
             if mode is None:
                 raise _unlike(
                     self.rows, row, f"of mode {image.mode}", self.first, f"of mode {self.mode}"
@@ -124,16 +130,6 @@ class _Canvas:
             dtype = drawn.dtype.newbyteorder("=")
             self.pixels = np.empty((self.rows.length, *drawn.shape), dtype)
         self.pixels[row] = drawn
-
-
-def _common(mode: str, other: str) -> str | None:
-    """Returns the smallest mode that holds the pixels of both, or None."""
-    others = (other, *_WIDER.get(other, ()))
-    return next((wide for wide in (mode, *_WIDER.get(mode, ())) if wide in others), None)
-
-
-def _measure(size: tuple[int, ...]) -> str:
-    return f"{size[0]}x{size[1]} pixels"
 
 
 def _unlike(rows: Rows, row: int, found: str, first: int, begun: str) -> Misfit:
@@ -149,7 +145,7 @@ def _estimated_bytes(column: Column) -> int:
     for row, value in next(_encoded(column, _SHOWN)):
         shape = image_shape(value)
         if shape and first and sorted(shape[:2]) != sorted(first[1][:2]):  # EXIF data may turn it
-            raise _unlike(column.rows, row, _measure(shape), first[0], _measure(first[1]))
+            raise _unlike(column.rows, row, dimensions(shape), first[0], dimensions(first[1]))
         first = first or (shape and (row, shape))
     return column.rows.length * math.prod(first[1]) if first else 0
 

@@ -1,23 +1,21 @@
 """A `datasets.Dataset` becomes one array a column, whatever is in it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from datarax.columns.arrow import Column, Misfit, Rows, blocks, rows_of
+from datarax.columns.arrow import Column, Misfit, Rows, expect_no_transform, rows_of
 from datarax.columns.host import HostColumn
 from datarax.columns.images import Damage, damaged, damaged_rows, image_objects, load_images
+from datarax.columns.nested import nested, parts
 from datarax.columns.numbers import dense
 from datarax.columns.objects import host_column, objects
-from datarax.errors import closest, listed
-
-Data = dict[str, "np.ndarray | HostColumn | Data"]
+from datarax.errors import chosen, listed
+from datarax.hub.private import table_of
 
 _COMPACTED = 1024  # rows moved at a time
 
@@ -34,7 +32,7 @@ class Columns:
         features: The features of the columns, as the dataset declares them.
     """
 
-    data: Data
+    data: dict[str, Any]
     length: int
     skipped: int
     features: datasets.Features
@@ -84,9 +82,9 @@ def load_columns(
     features = dataset.features
     scope = rows_of(dataset)
     kept = scope if rows is None else scope.take(_row_numbers(rows, len(dataset)))
-    table = dataset.data.table
+    table = table_of(dataset)
     stored = (Column((name,), features[name], table.column(name), kept) for name in names)
-    leaves = [leaf for column in stored for leaf in _leaves(column, scope)]
+    leaves = [leaf for column in stored for leaf in parts(column, scope)]
 
     loaded, damage = {}, {}
     for leaf in filter(_is_image, leaves):  # first, since they tell which rows to skip
@@ -103,24 +101,19 @@ def load_columns(
         if leaf.path not in loaded:
             loaded[leaf.path] = _values(replace(leaf, rows=kept), scope)
 
-    data = _nested((leaf.path, loaded[leaf.path]) for leaf in leaves)
+    data = nested((leaf.path, loaded[leaf.path]) for leaf in leaves)
     loaded_features = datasets.Features({name: features[name] for name in names})
     return Columns(data, kept.length, len(damage), loaded_features)
 
 
 def _check(dataset: datasets.Dataset) -> None:
     if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        raise TypeError(f"expected one split, got a dict of them: take one of {listed(dataset)}.")
+        raise TypeError(f"Expected one split, got a dict of them: take one of {listed(dataset)}.")
     if not isinstance(dataset, datasets.Dataset):
-        raise TypeError(f"expected a datasets.Dataset, got {type(dataset).__name__}.")
-    if dataset.format["type"] == "custom":
-        raise ValueError(
-            "the dataset has a transform that runs when rows are read (set_transform, "
-            "with_transform), so its columns are not known. Store what it gives with ds.map(...), "
-            "or drop it with ds.with_format(None)."
-        )
+        raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
+    expect_no_transform(dataset)
     if not len(dataset):
-        split = f"the split {str(dataset.split)!r}" if dataset.split else "the dataset"
+        split = f"The split {str(dataset.split)!r}" if dataset.split else "The dataset"
         raise ValueError(f"{split} is empty: there are no rows to load.")
 
 
@@ -129,16 +122,7 @@ def chosen_columns(
 ) -> list[str]:
     """Returns the names of the columns that `load_columns` loads; it raises what that raises."""
     _check(dataset)
-    names = dataset.column_names
-    include = names if include is None else list(include)
-    for name in include:
-        if name not in names:
-            hint = closest(name, names)
-            raise ValueError(f"there is no column {name!r}.{hint} The columns are {listed(names)}.")
-    chosen = [name for name in names if name in include and name not in (exclude or ())]
-    if not chosen:
-        raise ValueError(f"no column is left to load of {listed(names)}.")
-    return chosen
+    return chosen(dataset.column_names, include, exclude)
 
 
 def _row_numbers(rows: np.ndarray, length: int) -> np.ndarray:
@@ -150,33 +134,6 @@ def _row_numbers(rows: np.ndarray, length: int) -> np.ndarray:
             f"rows: expected 0 to {length - 1}, got {numbers.min()} to {numbers.max()}."
         )
     return numbers.astype(np.int64)
-
-
-def _leaves(column: Column, scope: Rows) -> Iterator[Column]:
-    """Yields the columns within a nested column; one that is None in a row counts as a whole."""
-    feature, stored = column.feature, column.values
-    if isinstance(feature, (datasets.Translation, datasets.TranslationVariableLanguages)):
-        feature = {field.name: None for field in stored.type}
-    if isinstance(feature, dict) and feature and not _has_nulls(stored, scope):
-        for key, part in feature.items():
-            inner = pc.struct_field(stored, [key])
-            yield from _leaves(Column((*column.path, key), part, inner, column.rows), scope)
-    else:
-        yield column
-
-
-def _has_nulls(stored: pa.ChunkedArray, scope: Rows) -> bool:
-    return stored.null_count > 0 and any(block.null_count for _, block in blocks(stored, scope))
-
-
-def _nested(leaves: Iterable[tuple[tuple[str, ...], "np.ndarray | HostColumn"]]) -> Data:
-    data = {}
-    for (*parents, name), column in leaves:
-        inner = data
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = column
-    return data
 
 
 def _is_image(column: Column) -> bool:
@@ -201,10 +158,7 @@ def _values(column: Column, scope: Rows) -> "np.ndarray | HostColumn":
 def _compact(column: "np.ndarray | HostColumn", whole: np.ndarray) -> "np.ndarray | HostColumn":
     """Keeps the rows at `whole`, which ascend, in place: there may be no memory for two arrays."""
     if isinstance(column, HostColumn):
-        cells = column.cells.select(whole)
-        return HostColumn(
-            column.name, cells, reason=column.reason, first_bad=column.first_bad, fix=column.fix
-        )
+        return column.over(column.cells.select(whole))
     for start in range(0, len(whole), _COMPACTED):
         some = whole[start : start + _COMPACTED]
         column[start : start + len(some)] = column[some]

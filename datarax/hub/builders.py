@@ -1,20 +1,34 @@
-"""Builders of `datasets`: of local files, of what the caches hold, of a Hub repository."""
+"""Builders of `datasets`: of local files, of the caches' copies, of a Hub repository."""
 
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from datarax.errors import closest, listed
 from datarax.hub import cache, client
-
-# `datasets` takes more than a second to import, so every function imports it when it needs it.
+from datarax.hub.private import PACKAGED, Cache
 
 _FILES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".txt": "text"}
 _FILES |= {".json": "json", ".jsonl": "json"}
 
 
-def of_local(name: str, options: dict[str, Any], local_files_only: bool):
+def is_local(name: str) -> bool:
+    """Returns whether a name is a packaged builder or a path; else it is a repository.
+
+    Raises:
+        FileNotFoundError: It can only be a path, and nothing is there.
+    """
+    if name in PACKAGED or Path(name).expanduser().exists():
+        return True
+    if name.startswith((".", "/", "~")) or name.removeprefix("hf://datasets/").count("/") > 1:
+        raise FileNotFoundError(f"There is no file or folder {Path(name).expanduser().absolute()}.")
+    return False
+
+
+def of_local(name: str, options: dict[str, Any], local_files_only: bool) -> datasets.DatasetBuilder:
     """Returns the builder of a local file or folder, or a packaged one with files to read."""
     place = Path(name).expanduser()
     if local_files_only and (remote := next(_urls(options.get("data_files")), None)):
@@ -40,10 +54,23 @@ def _urls(data_files: Any) -> Iterator[str]:
             yield from _urls(part)
 
 
-def of_cache(name: str, options: dict[str, Any], revision: str | None):
-    """Returns the builder of what the caches hold of a repository, and its commit."""
-    from datasets.packaged_modules.cache.cache import Cache
+def of_hub(
+    name: str, options: dict[str, Any], revision: str | None
+) -> tuple[datasets.DatasetBuilder, str, str]:
+    """Returns the builder of a repository as the Hub has it, its full name and its commit."""
+    name, commit = client.resolve(name, revision, options.get("token"))
+    builder = of_path(name, name, options | {"revision": commit})
+    if builder.hash != commit or builder.name == "cache":
+        # `datasets` hides that the Hub went away by reading whatever commit is cached.
+        raise ConnectionError(client.unreachable(name))
+    return builder, name, commit
 
+
+def of_cache(
+    name: str, options: dict[str, Any], revision: str | None
+) -> tuple[datasets.DatasetBuilder, str, str]:
+    """Returns the builder of the caches' copy of a repository, its full name and its commit."""
+    name = cache.full_name(name)
     commit = cache.commit_of(name, revision)
     if revision and not commit:
         raise FileNotFoundError(f"revision={revision!r}: {client.not_cached(name)}")
@@ -59,16 +86,16 @@ def of_cache(name: str, options: dict[str, Any], revision: str | None):
             version=folder.parent.name,
             hash=folder.name,
         )
-        return builder, folder.name
+        return builder, name, folder.name
     snapshot = cache.whole_snapshot(name, commit)
     if snapshot:
-        return of_path(str(snapshot), name, options), snapshot.name
+        return of_path(str(snapshot), name, options), name, snapshot.name
     if folders:
         raise ValueError(_which_config(name, options["name"], sorted(folders), "The cache has"))
     raise FileNotFoundError(client.not_cached(name))
 
 
-def of_path(path: str, name: str, options: dict[str, Any]):
+def of_path(path: str, name: str, options: dict[str, Any]) -> datasets.DatasetBuilder:
     """Returns the builder of what `datasets` finds at a path: a repository, a folder or a module.
 
     Args:
@@ -79,8 +106,6 @@ def of_path(path: str, name: str, options: dict[str, Any]):
     Raises:
         ValueError: The configuration does not exist, or none is chosen of several; it lists them.
     """
-    import datasets
-
     try:
         return datasets.load_dataset_builder(path, **options)
     except (ValueError, TypeError) as error:

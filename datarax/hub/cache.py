@@ -6,22 +6,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
+
+from datarax.errors import listed
+from datarax.hub import client
+from datarax.hub.private import camelcase_to_snakecase
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Options that do not change which rows a configuration has, or that must not be written down.
 _SAME_ROWS = {"name", "cache_dir", "token", "download_config", "download_mode", "storage_options"}
 _NOTE = "datarax_request.json"
 
 
-def repositories(name: str) -> list[str]:
-    """Returns the repositories `namespace/name` of which a cache holds something.
+def full_name(name: str) -> str:
+    """Returns the repository `namespace/name` that a name stands for, by what the caches hold.
 
-    Args:
-        name: a repository's name without its namespace.
+    Raises:
+        FileNotFoundError: The caches hold no repository of this name.
+        ValueError: They hold several.
     """
+    name = name.removeprefix("hf://datasets/")
+    found = [name] if "/" in name else _repositories(name)
+    if not found:
+        raise FileNotFoundError(client.not_cached(name))
+    if len(found) > 1:
+        raise ValueError(f"The cache has {listed(found)} for {name!r}: write name={found[0]!r}.")
+    return found[0]
+
+
+def _repositories(name: str) -> list[str]:
     raw = (path.name.split("--") for path in _hub_cache().glob("datasets--*--*"))
     found = {f"{parts[1]}/{parts[2]}" for parts in raw if parts[2:] == [name]}
     # A folder without namespace is of local data.
-    built = _arrow_cache(None).glob(f"*___{_snake(name)}")
+    built = _arrow_cache(None).glob(f"*___{camelcase_to_snakecase(name)}")
     return sorted(found | {f"{path.name.split('___')[0]}/{name}" for path in built})
 
 
@@ -50,7 +68,7 @@ def prepared(name: str, options: Mapping[str, Any], commit: str | None) -> dict[
         commit: the commit to find; the one that was prepared last when None.
     """
     namespace, _, short = name.partition("/")
-    root = _arrow_cache(options.get("cache_dir")) / f"{namespace}___{_snake(short)}"
+    root = _arrow_cache(options.get("cache_dir")) / f"{namespace}___{camelcase_to_snakecase(short)}"
     found = []
     for info in root.glob("*/*/*/dataset_info.json"):
         folder, config = info.parent, json.loads(info.read_text())["config_name"]
@@ -81,8 +99,6 @@ def whole_snapshot(name: str, commit: str | None) -> Path | None:
         name: a repository, `namespace/name`.
         commit: the commit to find; any when None.
     """
-    import huggingface_hub
-
     folders = (_repository(name) / "snapshots").glob(commit or "*")
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
@@ -109,22 +125,12 @@ def _request(options: Mapping[str, Any]) -> str:
 
 
 def _hub_cache() -> Path:
-    import huggingface_hub
-
     return Path(huggingface_hub.constants.HF_HUB_CACHE).expanduser()
 
 
 def _arrow_cache(cache_dir: str | Path | None) -> Path:
-    import datasets
-
     return Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
 
 
 def _repository(name: str) -> Path:
     return _hub_cache() / f"datasets--{name.replace('/', '--')}"
-
-
-def _snake(name: str) -> str:
-    from datasets.naming import camelcase_to_snakecase
-
-    return camelcase_to_snakecase(name)

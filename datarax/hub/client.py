@@ -2,6 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import huggingface_hub
+import huggingface_hub.errors as hub
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from datarax.hub.private import httpx
+
+# Seconds that a load in this thread asked for, and those of a request that has no limit.
+_bounds: ContextVar[tuple[float | None, float] | None] = ContextVar("bounds", default=None)
+_under_way: list[float] = []  # the latter of every load
 
 
 def resolve(name: str, revision: str | None, token: str | bool | None) -> tuple[str, str]:
@@ -12,8 +24,6 @@ def resolve(name: str, revision: str | None, token: str | bool | None) -> tuple[
         revision: a branch, a tag or a commit; the main branch when None.
         token: the Hub token to ask with; the stored one when None.
     """
-    import huggingface_hub
-
     api = huggingface_hub.HfApi(token=token)
     info = api.dataset_info(name.removeprefix("hf://datasets/"), revision=revision)
     if info.gated:
@@ -24,27 +34,31 @@ def resolve(name: str, revision: str | None, token: str | bool | None) -> tuple[
 
 @contextmanager
 def bounded(timeout: float | None) -> Iterator[None]:
-    """Bounds every request within; the library waits for a silent listing for ever.
+    """Bounds every request of this thread within; the library waits for a listing for ever.
 
     Args:
         timeout: seconds; those of the library, and at most `HF_HUB_DOWNLOAD_TIMEOUT`, when None.
     """
-    import huggingface_hub
-
-    default = huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT
-
-    def bound(request) -> None:
-        limits = request.extensions["timeout"]
-        request.extensions["timeout"] = {
-            key: timeout or (default if limit is None else limit) for key, limit in limits.items()
-        }
-
     hooks = huggingface_hub.get_session().event_hooks["request"]
-    hooks.append(bound)
+    if _bound not in hooks:  # for good: all threads share one client, so the hook asks whose turn
+        hooks.append(_bound)
+    seconds = timeout or float(huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    token = _bounds.set((timeout, seconds))
+    _under_way.append(seconds)
     try:
         yield
     finally:
-        hooks.remove(bound)
+        _bounds.reset(token)
+        _under_way.remove(seconds)
+
+
+def _bound(request: Any) -> None:
+    asked, seconds = _bounds.get() or (None, max(_under_way, default=None))
+    # Threads of `datasets` are of some load, but not known of which: the longest may be theirs.
+    limits = request.extensions["timeout"]
+    request.extensions["timeout"] = {
+        key: asked or (seconds if limit is None else limit) for key, limit in limits.items()
+    }
 
 
 @contextmanager
@@ -54,10 +68,6 @@ def explained(name: str) -> Iterator[None]:
     Args:
         name: the repository, folder or builder to name in them.
     """
-    import huggingface_hub.errors as hub
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-    from huggingface_hub.utils import httpx
-
     access = (
         "If it is private or gated, ask for access on its page, then run `hf auth login` or write "
         'download_kwargs={"token": ...}.'
@@ -96,8 +106,6 @@ def explained(name: str) -> Iterator[None]:
 
 
 def _endpoint() -> str:
-    import huggingface_hub
-
     return huggingface_hub.constants.ENDPOINT
 
 

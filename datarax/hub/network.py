@@ -1,12 +1,20 @@
 """A bad network: which errors pass by themselves, how long to wait, what never to print."""
 
+import concurrent.futures
+import queue
 import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from datarax.hub.private import httpx
 
 T = TypeVar("T")
 
@@ -20,9 +28,6 @@ class Stalled(TimeoutError):
 
 def is_transient(error: BaseException) -> bool:
     """Returns whether asking again may help: the connection broke, or the server is busy."""
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import httpx
-
     status = status_of(error)
     if status is not None:
         return status in _BUSY
@@ -85,33 +90,51 @@ def asked_pause(error: BaseException) -> float:
         return 0.0
 
 
-def within(seconds: float | None, function: Callable[[], T]) -> T:
-    """Calls a function and returns what it returns, if that does not take too long.
+class Worker:
+    """A thread that calls functions, each for a limited time.
 
-    Args:
-        seconds: How long it may take; None for ever, on the calling thread.
-        function: What to call. If it takes too long its thread is left to end by itself.
-
-    Raises:
-        Stalled: It took longer.
+    The thread starts with the first call that has a limit, and ends with the worker. One whose call
+    takes too long is left to end by itself, and the next call gets another.
     """
-    if seconds is None:
-        return function()
-    done, result = threading.Event(), {}
 
-    def run() -> None:
+    def __init__(self):
+        self._calls: queue.SimpleQueue | None = None
+
+    def within(self, seconds: float | None, function: Callable[[], T]) -> T:
+        """Calls a function and returns its value, if that does not take too long.
+
+        Args:
+            seconds: How long it may take; None for ever, on the calling thread.
+            function: The function to call.
+
+        Raises:
+            Stalled: It took longer.
+        """
+        if seconds is None:
+            return function()
+        if self._calls is None:
+            self._calls = queue.SimpleQueue()
+            weakref.finalize(self, self._calls.put, None)
+            threading.Thread(
+                target=_serve, args=(self._calls,), daemon=True, name="datarax-read"
+            ).start()
+        future: Future[T] = Future()
+        self._calls.put((function, future))
+        if not concurrent.futures.wait([future], max(0.0, seconds)).done:
+            self._calls.put(None)
+            self._calls = None
+            raise Stalled(f"nothing came for {seconds:.0f} s")
+        return future.result()
+
+
+def _serve(calls: queue.SimpleQueue) -> None:
+    while (call := calls.get()) is not None:
+        function, future = call
         try:
-            result["value"] = function()
+            future.set_result(function())
         except BaseException as error:
-            result["error"] = error
-        done.set()
-
-    threading.Thread(target=run, daemon=True, name="datarax-read").start()
-    if not done.wait(max(0.0, seconds)):
-        raise Stalled(f"nothing came for {seconds:.0f} s")
-    if "error" in result:
-        raise result["error"]
-    return result["value"]
+            future.set_exception(error)
+        del call, function, future  # they hold a file's rows, and the worker's owner
 
 
 def redacted(message: Any) -> str:
@@ -141,9 +164,6 @@ def patiently(function: Callable[[], T], attempts: int = 4) -> T:
 
 def _nobody_there(error: BaseException | None) -> bool:
     """Returns whether there is no server at all: waiting a few seconds will not bring it."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx
-
     while error is not None:
         if isinstance(error, (httpx.ConnectError, OfflineModeIsEnabled)):
             return True

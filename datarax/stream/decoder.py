@@ -14,9 +14,10 @@ from datarax.columns.arrow import Column, Misfit, Rows, cores
 from datarax.columns.host import object_array
 from datarax.columns.image_file import DamagedImage, converted, dimensions, open_image
 from datarax.columns.lists import flat, misfits
+from datarax.columns.nested import Path, nested
 from datarax.columns.numbers import dense
 from datarax.columns.objects import objects
-from datarax.stream.schema import OBJECT, ColumnSpec, Path, column_specs, joined
+from datarax.stream.schema import OBJECT, ColumnSpec, column_specs, joined
 
 Part = dict[Path, np.ndarray]  # columns, in flat form
 Label = Callable[[int], str]  # names the file and number of a row
@@ -93,17 +94,6 @@ class Decoder:
             else:
                 columns[spec.path] = _objects(spec, values)
         return columns, damage
-
-
-def nested(leaves: Any) -> dict[str, Any]:
-    """Returns a nested dict of pairs of paths and values."""
-    data = {}
-    for (*parents, name), column in leaves:
-        inner = data
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = column
-    return data
 
 
 # --- values ----------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets.features.features import require_decoding
 
+from datarax.hub.private import require_decoding
 from datarax.stream.shards import READ_ROWS
 
 READ_FILES = 1024  # rows per read with images or audio: about 100 MB a shard (8,192 would be 1 GB)

@@ -48,6 +48,7 @@ class OpenShard:
         self.shard = shard
         self.bad = 0
         self._shards, self._policy = shards, policy
+        self._worker = network.Worker()
         # The table at hand, of `_length` rows, begins at row `_row` and is read from `_before`.
         self._before, self._row, self._offset = state or (None, 0, 0)
         self._after, self._table, self._length, self._tables = self._before, None, 0, None
@@ -99,7 +100,7 @@ class OpenShard:
         waits, attempts = network.pauses(_ATTEMPTS), 0
         while True:
             try:
-                return network.within(left(), self._pull)
+                return self._worker.within(left(), self._pull)
             except network.Stalled as error:
                 self.close()
                 raise self._error(TimeoutError, row, self._stalled()) from error

@@ -1,13 +1,11 @@
 """What the columns of a stream are, by its first rows: arrays or host columns."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from datarax.columns.arrow import Column, Misfit, Rows, plain
 from datarax.columns.fingerprint import Digest
@@ -19,11 +17,10 @@ from datarax.columns.image_file import (
     open_image,
     widest,
 )
+from datarax.columns.nested import Path, at, parts
 from datarax.columns.numbers import dense
 from datarax.columns.objects import host_column, objects
 from datarax.stream.shards import Shards
-
-Path = tuple[str, ...]
 
 _FIRST = 1024  # rows that decide what a column is
 _FIRST_IMAGES = 16  # of them decoded
@@ -70,10 +67,7 @@ class ColumnSpec:
 
     def of(self, table: pa.Table) -> pa.ChunkedArray:
         """Returns the leaf's values in a table."""
-        values = table.column(self.path[0])
-        for key in self.path[1:]:
-            values = pc.struct_field(values, [key])
-        return values
+        return at(table, self.path)
 
 
 def column_specs(features: datasets.Features, first: pa.Table) -> list[ColumnSpec]:
@@ -88,25 +82,12 @@ def column_specs(features: datasets.Features, first: pa.Table) -> list[ColumnSpe
     columns = (
         Column((name,), feature, first.column(name), rows) for name, feature in features.items()
     )
-    return [_spec(part) for column in columns for part in _parts(column)]
+    return [_spec(part) for column in columns for part in parts(column, rows)]
 
 
 def joined(values: pa.ChunkedArray) -> pa.Array:
     """Returns values as one array, without a copy where they are."""
     return plain(values.chunk(0) if values.num_chunks == 1 else pa.concat_arrays(values.chunks))
-
-
-def _parts(column: Column) -> Iterator[Column]:
-    """Yields the columns within a nested column; one that is None in a first row is a whole."""
-    feature = column.feature
-    if isinstance(feature, (datasets.Translation, datasets.TranslationVariableLanguages)):
-        feature = {field.name: None for field in column.values.type}
-    if isinstance(feature, dict) and feature and not column.values.null_count:
-        for key, part in feature.items():
-            inner = pc.struct_field(column.values, [key])
-            yield from _parts(Column((*column.path, key), part, inner, column.rows))
-    else:
-        yield column
 
 
 def _spec(column: Column) -> ColumnSpec:

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 import datasets
 import pyarrow as pa
 
+from datarax.columns.arrow import expect_no_transform
+from datarax.hub.private import positions_of, rows_between
+
 READ_ROWS = 8192  # rows per read of an Arrow reader: enough to hide what a read costs
 _TABLE_SHARDS = 64
 
@@ -45,12 +48,7 @@ class TableShards:
     """
 
     def __init__(self, dataset: datasets.Dataset):
-        if dataset.format["type"] == "custom":
-            raise ValueError(
-                "the dataset has a transform that runs when rows are read (set_transform, "
-                "with_transform), so its columns are not known. Store what it gives with "
-                "ds.map(...), or drop it with ds.with_format(None)."
-            )
+        expect_no_transform(dataset)
         self._dataset = dataset.with_format("arrow")
         self.features = dataset.features
         self.length = len(dataset)
@@ -65,8 +63,8 @@ class TableShards:
             start += rows
 
     def _read(self, start: int, rows: int) -> pa.Table:
-        if self._dataset._indices is None:  # formatting would ask for the same, ten times slower
-            return self._dataset.data.fast_slice(start, rows)
+        if positions_of(self._dataset) is None:
+            return rows_between(self._dataset, start, start + rows)
         return self._dataset[start : start + rows]
 
     def _bounds(self, shard: int) -> tuple[int, int]:

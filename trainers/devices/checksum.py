@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from datarax.order.cipher import avalanche
+
 
 def checksums(tree: Any) -> dict[str, str]:
     """Returns dtype, shape and a 64-bit checksum of each array of a pytree, by its path.
@@ -50,9 +52,9 @@ def _narrow(array):
 @jax.jit  # of one array: layers of the same shape are compiled once
 def _sum(array):
     words = _words(array)
-    place = _scatter(jax.lax.iota(jnp.uint32, words.size))
+    place = avalanche(jax.lax.iota(jnp.uint32, words.size))
     # The scattering is one to one: a changed word always changes its term and so the first sum.
-    terms = _scatter(words ^ place)
+    terms = avalanche(words ^ place)
     return terms.sum(dtype=jnp.uint32), (terms * (place | 1)).sum(dtype=jnp.uint32)
 
 
@@ -67,10 +69,3 @@ def _words(array) -> jax.Array:
     bits = array.dtype.itemsize * 8
     unsigned = jnp.dtype(f"uint{min(bits, 32)}")
     return jax.lax.bitcast_convert_type(array, unsigned).reshape(-1).astype(jnp.uint32)
-
-
-def _scatter(x):
-    """MurmurHash3's 32-bit finalizer (Appleby, 2011)."""
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> np.uint32(16))

@@ -4,13 +4,13 @@ import dataclasses
 import os
 import sys
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from datarax.hub.builders import is_local
 from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
 from datarax.sources.hf_source.eager import HFEagerSource
 from datarax.sources.hf_source.streaming import HFStreamingSource
@@ -61,7 +61,7 @@ def from_hf(
 def _choose(fields: dict[str, Any]) -> tuple[bool, str]:
     if "[" in fields["split"]:
         return False, "a stream has no slices"
-    local = _is_local(fields["name"])
+    local = is_local(fields["name"])
     config = _config(HFStreamingConfig, {**fields, "shuffle": False, "on_bad_rows": "skip"})
     stream = HFStreamingSource(dataclasses.replace(config, streaming=True))
     if stream.length is None:
@@ -79,12 +79,6 @@ def _config(kind: type, fields: dict[str, Any]) -> Any:
     other = HFStreamingConfig if kind is HFEagerConfig else HFEagerConfig
     foreign = {f.name for f in dataclasses.fields(other)} - known
     return kind(**{key: value for key, value in fields.items() if key not in foreign})
-
-
-def _is_local(name: str) -> bool:
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as packaged
-
-    return name in packaged or Path(name).expanduser().exists()
 
 
 def _row_bytes(stream: HFStreamingSource) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 from flax import nnx
 
-from datarax.errors import closest, listed
+from datarax.errors import chosen
 from datarax.module import expect_config
 from datarax.sources.hf_source import split as splits
 from datarax.sources.hf_source.config import HFStreamingConfig
@@ -187,7 +187,7 @@ def shards_of(dataset: Any, config: Any, length: int | None = None) -> Shards:
     dataset = _selected(dataset, config)
     if isinstance(dataset, datasets.Dataset):
         if not len(dataset):
-            raise ValueError(f"the split {config.split!r} is empty: there are no rows to read.")
+            raise ValueError(f"The split {config.split!r} is empty: there are no rows to read.")
         return TableShards(dataset)
     return IterableShards(dataset, split_files=config.shuffle, length=length)
 
@@ -198,15 +198,4 @@ def _selected(dataset: Any, config: Any) -> Any:
         return dataset
     if dataset.features is None:  # a stream of unknown features knows its columns by its first row
         dataset = dataset._resolve_features()
-    names = list(dataset.features)
-    for name in include or ():
-        if name not in names:
-            raise ValueError(
-                f"there is no column {name!r}.{closest(name, names)} The columns are "
-                f"{listed(names)}."
-            )
-    chosen = [n for n in names if n in (names if include is None else include)]
-    chosen = [name for name in chosen if name not in (exclude or ())]
-    if not chosen:
-        raise ValueError(f"no column is left to read of {listed(names)}.")
-    return dataset.select_columns(chosen)
+    return dataset.select_columns(chosen(list(dataset.features), include, exclude))

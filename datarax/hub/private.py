@@ -1,0 +1,52 @@
+"""Private names of `datasets` and `huggingface_hub`, in one place, each with a test of its meaning.
+
+Those of iterable datasets lie in `datarax.stream.iterable`. `tests/datarax/hub/test_private.py`
+says of each that it is still there and still means the same.
+"""
+
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets.features.features import require_decoding as require_decoding
+from datasets.load import import_main_class
+from datasets.naming import camelcase_to_snakecase as camelcase_to_snakecase
+from datasets.packaged_modules import _EXTENSION_TO_MODULE, _PACKAGED_DATASETS_MODULES
+from datasets.packaged_modules.cache.cache import Cache as Cache
+from datasets.utils.file_utils import is_local_path as is_local_path
+from datasets.utils.file_utils import xopen as xopen
+from huggingface_hub.utils import httpx as httpx
+
+PACKAGED = frozenset(_PACKAGED_DATASETS_MODULES)
+"""The names of the builders that come with `datasets`: `"parquet"`, `"json"`, ..."""
+
+EXTENSIONS: dict[str, tuple[str, dict[str, Any]]] = _EXTENSION_TO_MODULE
+"""The builder that reads files of a suffix, and its arguments: `("csv", {"sep": ";"})`."""
+
+
+def builder_configs() -> list[type[datasets.BuilderConfig]]:
+    """Returns the configurations of all packaged builders: their fields are keyword arguments."""
+    modules = (module for module, _ in _PACKAGED_DATASETS_MODULES.values())
+    return [import_main_class(module).BUILDER_CONFIG_CLASS for module in modules]
+
+
+def table_of(dataset: datasets.Dataset) -> pa.Table:
+    """Returns the whole table behind a dataset: `positions_of` says which of its rows count."""
+    return dataset.data.table
+
+
+def positions_of(dataset: datasets.Dataset) -> np.ndarray | None:
+    """Returns the table's rows that are the dataset's, in its order: int64 of shape `(n,)`.
+
+    None stands for all of them, as they are stored. `select`, `shuffle`, `sort` and `filter` leave
+    such an index mapping, and `dataset.data` ignores it.
+    """
+    if dataset._indices is None:
+        return None
+    return dataset._indices.column(0).to_numpy().view(np.int64)
+
+
+def rows_between(dataset: datasets.Dataset, start: int, stop: int) -> pa.Table:
+    """Returns rows of a dataset without an index mapping; formatting takes ten times as long."""
+    return dataset.data.fast_slice(start, stop - start)
