@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: each may import those before it.
 FLOORS = {
     "datarax": [
-        *("errors", "order", "columns", "module", "hub"),
+        *("errors", "order", "hub", "columns", "module"),
         *("tokens", "stages", "stream", "sources", "pipeline"),
     ],
     "trainers": [
