@@ -29,21 +29,6 @@ PENDING: set[str] = {
     "datarax/pipeline/pipeline.py has more than 300 lines",
     "datarax/sources/mixed.py has more than 300 lines",
     "datarax/sources/stream_state.py has more than 300 lines",
-    "trainers.arguments is in the packages or in FLOORS, not in both",
-    "trainers.checkpoints is in the packages or in FLOORS, not in both",
-    "trainers.devices.snapshot imports trainers.step.state, which is not below it",
-    "trainers.fit imports trainers.result, which is not below it",
-    "trainers.loop.plan imports trainers.checkpoints, which is not below it",
-    "trainers.preflight imports trainers.fit, which is not below it",
-    "trainers.result is in the packages or in FLOORS, not in both",
-    "trainers.run imports trainers.result, which is not below it",
-    "trainers.task.task imports trainers.data.eager, which is not below it",
-    "trainers.trainer imports trainers.checkpoints, which is not below it",
-    "trainers.trainer imports trainers.result, which is not below it",
-    "trainers.workdir.checkpointer imports trainers.weights, which is not below it",
-    "trainers/task/task.py has more than 300 lines",
-    "trainers/workdir/checkpointer.py has more than 300 lines",
-    "trainers/workdir/store.py has more than 300 lines",
 }
 
 

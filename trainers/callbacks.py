@@ -27,6 +27,7 @@ class every:
 
     def __post_init__(self):
         expect_between("steps", self.steps, 1, 2**31 - 1)
+        object.__setattr__(self, "steps", self.steps.__index__())
 
     def __call__(self, run: Run) -> bool | None:
         return self.callback(run)

@@ -11,9 +11,8 @@ from flax import nnx
 from tqdm import tqdm
 
 from trainers.devices import agreement, memory, private
-from trainers.fit import Fit
 from trainers.loop import program
-from trainers.loop.pace import Pace
+from trainers.loop.clock import Pace
 from trainers.loop.plan import Plan
 from trainers.step.compiled import Loop
 from trainers.step.state import State
@@ -85,7 +84,7 @@ def preflight(plan: Plan) -> Preflight:
     Raises:
         MemoryError: If it takes more memory than there is.
     """
-    state, data = Fit(plan).state, plan.batches.data
+    state, data = program.initial_state(plan), plan.batches.data
     begun = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if plan.workdir is not None:  # so that the run itself finds the program compiled

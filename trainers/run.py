@@ -1,11 +1,12 @@
-"""A run in progress: what callbacks see and what a checkpoint keeps."""
+"""A run: what callbacks see of it, what a checkpoint keeps, and the result it ends with."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
-from trainers.result import Status
+Status = Literal["finished", "stopped", "preempted", "diverged"]
 
 
 class Run:
@@ -22,7 +23,7 @@ class Run:
         reported: The last step whose log, evaluation and callbacks are done.
         stopped: Whether a callback has stopped the run.
         status: How the run ended, None while it goes on.
-        first: The step that began with batch 0: 0, unless the data was restarted.
+        data_start: The step that began with batch 0: 0, unless the data was restarted.
     """
 
     def __init__(self, steps: int, model: Callable[[], nnx.Module]):
@@ -33,7 +34,7 @@ class Run:
         self.reported = 0
         self.stopped = False
         self.status: Status | None = None
-        self.first = 0
+        self.data_start = 0
         self._model = model
 
     @property
@@ -74,3 +75,26 @@ class Run:
                         "the history holds numbers, so write float(value)."
                     )
                 self.history[-1][name] = value.item()
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The end of a run.
+
+    Args:
+        step: Number of finished steps.
+        model: The trained model: the one that was given, trained in place.
+        ema: A model with the moving average of the parameters, or None.
+        metrics: The last value of every metric, such as `train/loss` and `eval/accuracy`.
+        history: One dict a log, in order, each with its `step` and `epoch`.
+        best: `(step, value)` of the best evaluation where one is asked for, else None.
+        status: How the run ended.
+    """
+
+    step: int
+    model: nnx.Module
+    ema: nnx.Module | None
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    best: tuple[int, float] | None
+    status: Status

@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metrics as clu
@@ -14,9 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from datarax import Pipeline
-from datarax.errors import expect_between, listed
+from datarax.errors import listed
+from trainers.arguments import Checkpoints, checked, integer
 from trainers.callbacks import Callback
-from trainers.checkpoints import Checkpoints
 from trainers.data.eager import Batches, as_pipeline
 from trainers.data.stream import StreamBatches, as_batches
 from trainers.devices import agreement, memory
@@ -24,12 +23,10 @@ from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
 from trainers.devices.placement import Rule
 from trainers.fit import Fit
-from trainers.loop.config import identity, variables
 from trainers.loop.evaluation import Evaluator, predict
-from trainers.loop.plan import Plan
-from trainers.loop.profile import expect_profile
+from trainers.loop.plan import Plan, identity, variables
 from trainers.preflight import Preflight, preflight
-from trainers.result import Result
+from trainers.run import Result
 from trainers.step.model import expect_trainable, split
 from trainers.step.objective import Objective
 from trainers.step.state import State
@@ -152,59 +149,40 @@ class Trainer:
         profile: tuple[int, int] | None = None,
         seed: int = 0,
     ):
-        if not isinstance(model, nnx.Module):
-            raise TypeError(f"model is a {type(model).__name__}: expected a flax nnx.Module.")
-        if steps is not None and epochs is not None:
-            raise ValueError(f"steps={steps} and epochs={epochs}: give one of the two.")
-        for name, value in {"steps": steps, "epochs": epochs, "eval_every": eval_every}.items():
-            if value is not None:
-                expect_between(name, value, 1, 2**31 - 1)
-        expect_between("log_every", log_every, 1, 2**31 - 1)
-        expect_between("accumulate", accumulate, 1, 2**31 - 1)
-        if optimizer is not None and not isinstance(optimizer, optax.GradientTransformation):
-            hint = "such as optimizer=optax.adamw(1e-3)"
-            if isinstance(optimizer, optax.MultiSteps):
-                hint = "write optimizer=optax.MultiSteps(...).gradient_transformation()"
-            raise TypeError(
-                f"optimizer is a {type(optimizer).__name__}: expected an optax transformation, "
-                f"{hint}."
-            )
-        if loss is not None and not callable(loss):
-            raise TypeError(
-                f"loss is a {type(loss).__name__}: expected a function (model, batch) -> losses of "
-                "shape (batch,), or None for the one that fits the features."
-            )
-        if metrics is not None and not (
-            isinstance(metrics, type) and issubclass(metrics, clu.Collection)
-        ):
-            raise TypeError(
-                f"metrics={metrics!r}: expected a clu.metrics.Collection class, such as "
-                "metrics=clu.metrics.Collection.create(accuracy=clu.metrics.Accuracy)."
-            )
-        if ema is not None and not (hasattr(ema, "__float__") and 0 < ema < 1):
-            raise ValueError(f"ema={ema!r}: expected a number between 0 and 1, such as ema=0.999.")
-        _expect_precision(precision)
-        if resume_data not in ("exact", "restart"):
-            raise ValueError(f'resume_data={resume_data!r}: expected "exact" or "restart".')
-        if not isinstance(checkpoint, Checkpoints):
-            raise TypeError(
-                f"checkpoint is a {type(checkpoint).__name__}: write checkpoint=Checkpoints(...)."
-            )
-        callbacks = _all("callbacks", callbacks, callable, "functions run -> bool | None", "fn")
-        writers = () if writers is None else writers
-        writers = _all("writers", writers, _writes, "objects with write_scalars", "writer")
-        expect_profile(profile, workdir)
+        given = checked(
+            model=model,
+            loss=loss,
+            optimizer=optimizer,
+            metrics=metrics,
+            batch_size=batch_size,
+            steps=steps,
+            epochs=epochs,
+            accumulate=accumulate,
+            ema=ema,
+            precision=precision,
+            log_every=log_every,
+            eval_every=eval_every,
+            checkpoint=checkpoint,
+            shards=shards,
+            workdir=workdir,
+            resume_data=resume_data,
+            callbacks=callbacks,
+            writers=writers,
+            profile=profile,
+            seed=seed,
+        )
         self.model = model
-        expect_between("seed", seed, 0, 2**32 - 1)
         self._layout = layout = Layout(mesh, data_axis, sharding)
-        self.pipeline = as_pipeline(source, batch_size, shuffle=True, shards=shards, seed=seed)
-        self.batch_size = self.pipeline.batch_size
-        if self.batch_size % accumulate:
+        self.pipeline = as_pipeline(
+            source, given.batch_size, shuffle=True, shards=given.shards, seed=given.seed
+        )
+        self.batch_size = int(self.pipeline.batch_size)
+        if self.batch_size % given.accumulate:
             raise ValueError(
                 f"accumulate={accumulate} does not divide batch_size={self.batch_size}: each slice "
                 "has the same number of records."
             )
-        layout.expect_batch(self.batch_size, accumulate, _dealt(self.pipeline))
+        layout.expect_batch(self.batch_size, given.accumulate, _dealt(self.pipeline))
         agreement.expect_same(identity(self.pipeline))
         agreement.together(lambda: memory.expect_data_fits(self.pipeline, layout.parts))
         self._batches = agreement.together(lambda: as_batches(self.pipeline, layout))
@@ -215,8 +193,7 @@ class Trainer:
                 f"The source is a stream of unknown length, so epochs={epochs or 1} says nothing: "
                 "write Trainer(..., steps=10_000)."
             )
-        self.steps = steps or (epochs or 1) * self.steps_per_epoch
-        expect_between("steps", self.steps, 1, 2**31 - 1)
+        self.steps = integer("steps", given.steps or (given.epochs or 1) * self.steps_per_epoch)
         self._ema: nnx.State | None = None
         self._task, self._objective = self._infer(loss, metrics, precision)
         expect_trainable(model, wrt)
@@ -226,18 +203,18 @@ class Trainer:
             batches=self._batches,
             layout=layout,
             objective=self._objective_on(self._batches),
-            update=Update(optimizer or optax.adamw(1e-3), wrt, accumulate, ema),
+            update=Update(given.optimizer, wrt, given.accumulate, given.ema),
             evaluators=self._evaluators_of(eval_source),
             steps=self.steps,
-            log_every=log_every,
-            eval_every=eval_every or self.steps_per_epoch or self.steps,
-            callbacks=callbacks,
-            checkpoint=checkpoint,
+            log_every=given.log_every,
+            eval_every=given.eval_every or self.steps_per_epoch or self.steps,
+            callbacks=given.callbacks,
+            checkpoint=given.checkpoint,
             workdir=None if workdir is None else absolute(workdir),
             init_from=None if init_from is None else absolute(init_from),
-            writers=writers,
-            resume_data=resume_data,
-            profile=profile,
+            writers=given.writers,
+            resume_data=given.resume_data,
+            profile=given.profile,
         )
 
     def _infer(self, loss, metrics, precision) -> tuple[tasks.Task | None, Objective]:
@@ -393,7 +370,7 @@ class Trainer:
         Returns:
             NumPy arrays of shape `(records, ...)`.
         """
-        expect_between("t", t, 0, 2**31 - 1)
+        t = integer("t", t, low=0)
         with contextlib.closing(self._batches.feed()) as feed:
             data, _ = feed.block(t)
             found = jax.device_get(self._rows(data, self._batches.stages, np.int32(t)))
@@ -407,37 +384,6 @@ class Trainer:
         definition, params, rest = split(self.model, self._plan.update.wrt, training=False)
         params = params if self._ema is None else self._ema
         return definition, *as_carry(self._layout.placement.model(params, rest))
-
-
-def _expect_precision(precision: Any) -> None:
-    if precision is None:
-        return
-    try:
-        dtype = jnp.dtype(precision)
-    except TypeError:
-        raise ValueError(
-            f"precision={precision!r} is no dtype: write precision=jnp.bfloat16."
-        ) from None
-    if dtype not in (jnp.bfloat16, jnp.float32):
-        why = " overflows without loss scaling" * (dtype == jnp.float16)
-        raise ValueError(f"precision={dtype}{why}: write precision=jnp.bfloat16.")
-
-
-def _all(name: str, given: Any, fits: Callable[[Any], bool], what: str, one: str) -> tuple:
-    """Returns a list's elements; raises `TypeError` where it is no list or one does not fit."""
-    is_list = isinstance(given, Iterable) and not isinstance(given, str)
-    found = tuple(given) if is_list else ()
-    wrong = [element for element in found if not fits(element)]
-    if not is_list or wrong:
-        verb, kind = ("holds", type(wrong[0])) if wrong else ("is", type(given))
-        raise TypeError(
-            f"{name} {verb} a {kind.__name__}: expected a list of {what}, write {name}=[{one}]."
-        )
-    return found
-
-
-def _writes(writer: Any) -> bool:
-    return callable(getattr(writer, "write_scalars", None))
 
 
 def _dealt(pipeline: Pipeline) -> int:

@@ -16,12 +16,9 @@ from trainers.devices import agreement
 from trainers.devices.arrays import with_keys, without_keys
 from trainers.devices.checksum import dotted
 from trainers.devices.private import all_gather
-from trainers.workdir.store import DamagedError, Store, absolute
+from trainers.workdir.store import BEST, CHECKPOINTS, DamagedError, Store, absolute
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS, BEST = "checkpoints", "best"
-"""The directories of the checkpoints within a workdir."""
 
 
 def load(

@@ -67,9 +67,9 @@ def test_sigterm_at_any_step_any_number_of_times(tmp_path, whole, steps):
 
 def test_resuming_from_an_older_checkpoint_writes_every_row_once(tmp_path, whole):
     def fail(run):
-        raise ZeroDivisionError
+        raise SystemExit  # ends the run as a kill does: nothing is saved first
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit):
         trainer(tmp_path, callbacks=[every(11, fail)]).fit()
     assert rows(tmp_path)[-1]["step"] == 10  # past the checkpoint of step 8
     _assert_whole(trainer(tmp_path).fit(), tmp_path, whole)

@@ -5,7 +5,7 @@ from trainers.loop.plan import Plan
 from trainers.loop.profile import bounds
 
 
-class Schedule:
+class Cadence:
     """Says what is due after a number of finished steps.
 
     Args:

@@ -1,4 +1,4 @@
-"""The clock of a run: where its time went."""
+"""The clock of a run: where its time went, and how long a chunk of steps may be."""
 
 import sys
 import time
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 _IMPORTED = time.perf_counter()
 
 PHASES = "loading", "compiling", "computing", "evaluating", "saving", "reporting"
+SECONDS = 2.0  # of a chunk
 
 
 class Clock:
@@ -37,6 +38,41 @@ class Clock:
     def total(self) -> float:
         """Seconds since the run began."""
         return time.perf_counter() - self._begun
+
+
+class Pace:
+    """Chooses how many steps to run before looking up: few at first, then as the rate allows.
+
+    Attributes:
+        seconds: How long the last chunk took.
+    """
+
+    def __init__(self):
+        self._steps = 8
+        self._step, self._begun = 0, time.perf_counter()
+        self.seconds = 0.0
+
+    def steps(self) -> int:
+        """Returns how many steps the next chunk may have."""
+        return self._steps
+
+    @contextmanager
+    def measured(self, steps: int) -> Iterator[None]:
+        """Learns from the time that the block, a chunk of `steps` steps, takes."""
+        self.begin(0)
+        yield
+        self.end(steps)
+
+    def begin(self, step: int) -> None:
+        """Notes that a chunk begins at `step`."""
+        self._step, self._begun = step, time.perf_counter()
+
+    def end(self, step: int) -> None:
+        """Learns from the time up to `step`, where another chunk may have begun."""
+        steps, begun = step - self._step, self._begun
+        self.begin(step)
+        self.seconds = max(self._begun - begun, 1e-6)
+        self._steps = max(1, min(int(steps * SECONDS / self.seconds), 8 * self._steps))
 
 
 def _is_interactive() -> bool:

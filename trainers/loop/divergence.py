@@ -1,18 +1,15 @@
 """Divergence: which step made a run not finite, which records did it, and the state before it."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from trainers.data.eager import Feed
 from trainers.data.stream import StreamFeed
-from trainers.devices import agreement
 from trainers.devices.arrays import Snapshot, as_carry
 from trainers.loop import program
 from trainers.loop.plan import Plan
@@ -105,12 +102,12 @@ def watch(step: Callable) -> Callable[[Watched, Any, jax.Array], Watched]:
     def one(watched: Watched, data: Any, t: jax.Array) -> Watched:
         old = watched.state
         new, gradient = step(old, data, t, gradient=True)
-        reached = spoiled(new) > spoiled(old)
+        reached = count_nonfinite(new) > count_nonfinite(old)
         why = jnp.select(
             [
                 ~jnp.isfinite(new.loss),
-                reached & (_spoiled(gradient) > 0),
-                _spoiled(new.params) > _spoiled(old.params),
+                reached & (_nonfinite(gradient) > 0),
+                _nonfinite(new.params) > _nonfinite(old.params),
             ],
             [_LOSS, _GRADIENT, _PARAMETERS],
             0,
@@ -124,12 +121,12 @@ def watch(step: Callable) -> Callable[[Watched, Any, jax.Array], Watched]:
 
 
 @jax.jit
-def spoiled(state: State) -> jax.Array:
+def count_nonfinite(state: State) -> jax.Array:
     """Returns how many numbers of the parameters and the optimizer's state are not finite."""
-    return _spoiled((state.params, state.optimizer))
+    return _nonfinite((state.params, state.optimizer))
 
 
-def _spoiled(tree: Any) -> jax.Array:
+def _nonfinite(tree: Any) -> jax.Array:
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return sum((jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in floats), jnp.int32(0))
 
@@ -216,41 +213,3 @@ def _culprits(rows: np.ndarray, fails: Callable[[np.ndarray], bool], most: int) 
     middle = len(rows) // 2
     found = _culprits(rows[:middle], fails, most)
     return found + _culprits(rows[middle:], fails, most - len(found))
-
-
-# --- between two starts of a run -----------------------------------------------------------------
-
-
-def note(workdir: epath.Path | None, found: Divergence) -> None:
-    """Leaves a note in the workdir, for the next start of the run."""
-    if workdir is not None and agreement.is_first():
-        text = json.dumps(dataclasses.asdict(found), indent=2)
-        _file(workdir).write_text(text + "\n")
-
-
-def noted(workdir: epath.Path | None, step: int, first: int) -> Divergence | None:
-    """Returns the note of a run that diverged after `step` steps on the same data."""
-    if workdir is None:
-        return None
-    fields = agreement.of_first(
-        lambda: json.loads(_file(workdir).read_text()) if _file(workdir).exists() else None
-    )
-    if fields is None:
-        return None
-    found = Divergence(**fields)
-    return found if (found.step, found.first) == (step, first) else None
-
-
-def forget(workdir: epath.Path | None) -> None:
-    """Removes a note: the run goes on."""
-    if workdir is not None and agreement.is_first():
-        _file(workdir).unlink(missing_ok=True)
-
-
-def remedy(workdir: epath.Path | None) -> str:
-    """Returns what to do to go on, where there is a workdir."""
-    return f" To go on from there after a change, delete {_file(workdir)}." if workdir else ""
-
-
-def _file(workdir: epath.Path) -> epath.Path:
-    return workdir / "diverged.json"

@@ -13,7 +13,7 @@ from trainers.data.stream import StreamBatches
 from trainers.devices import agreement
 from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
-from trainers.loop.pace import Pace
+from trainers.loop.clock import Pace
 from trainers.step.compiled import Loop
 from trainers.step.objective import Objective
 from trainers.step.precision import lower, lower_params

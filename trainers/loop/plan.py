@@ -1,20 +1,29 @@
-"""The plan of a run: the arguments of `Trainer`, checked and completed."""
+"""The plan of a run: the arguments of `Trainer`, checked and completed, and what tells of them."""
 
 import dataclasses
+import importlib.metadata
+import platform
+import sys
+from typing import Any
 
+import jax
 from etils import epath
 from flax import nnx
 
 from datarax import Pipeline
-from trainers.callbacks import Callback
-from trainers.checkpoints import Checkpoints
+from trainers.arguments import Checkpoints
+from trainers.callbacks import Callback, every
 from trainers.data.eager import Batches
 from trainers.data.stream import StreamBatches
+from trainers.devices.arrays import without_keys
+from trainers.devices.checksum import checksums
 from trainers.devices.layout import Layout
 from trainers.loop.evaluation import Evaluator
 from trainers.step.objective import Objective
 from trainers.step.step import Update
 from trainers.writers import Writer
+
+_PACKAGES = "jax", "flax", "optax", "datasets"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +47,60 @@ class Plan:
     writers: tuple[Writer, ...]
     resume_data: str
     profile: tuple[int, int] | None
+
+
+def identity(pipeline: Pipeline) -> dict[str, Any]:
+    """Returns what names a pipeline's batches, the same on all processes of a run."""
+    source = pipeline.source
+    return {
+        "the data's fingerprint": getattr(source, "fingerprint", None),
+        "the data's length": source.length,
+        "the order": [getattr(source, "is_random_order", None), source.seed, pipeline.shards],
+        "batch_size": pipeline.batch_size,
+        "the keys of the stages": jax.random.key_data(pipeline.key.get_value()).tolist(),
+    }
+
+
+def decisions(plan: Plan) -> dict[str, Any]:
+    """Returns what decides what a run does, the same on all its processes."""
+    told = configuration(plan)
+    del told["command"]  # which may name the process
+    told["the model's first parameters"] = variables(plan.model)
+    told["callbacks"] = [one.steps if isinstance(one, every) else "log" for one in plan.callbacks]
+    told["profile"] = plan.profile
+    return told
+
+
+def variables(model: nnx.Module) -> dict[str, str] | None:
+    """Returns checksums of a model's variables, None where the processes hold them together."""
+    state = nnx.to_pure_dict(nnx.state(model))
+    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state)):
+        return None
+    return checksums(without_keys(state))
+
+
+def configuration(plan: Plan) -> dict[str, Any]:
+    """Returns what a run was told and where it runs, by name: numbers and texts."""
+    batches, update, devices = plan.batches, plan.update, jax.devices()
+    precision, mesh = plan.objective.precision, plan.layout.mesh
+    rule = plan.layout.placement.rule
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
+    return {
+        "command": " ".join(sys.argv),
+        "model": type(plan.model).__name__,
+        "data": getattr(plan.pipeline.source, "name", None) or type(plan.pipeline.source).__name__,
+        "batch_size": batches.batch_size,
+        "steps": plan.steps,
+        "accumulate": update.accumulate,
+        "ema": update.ema,
+        "precision": None if precision is None else jax.numpy.dtype(precision).name,
+        "log_every": plan.log_every,
+        "eval_every": plan.eval_every if plan.evaluators else None,
+        "checkpoint": str(plan.checkpoint),
+        "workdir": str(plan.workdir),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "mesh": None if mesh is None else str(dict(mesh.shape)),
+        "sharding": getattr(rule, "__name__", rule),
+        "shards": plan.pipeline.shards,
+        "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
+    }

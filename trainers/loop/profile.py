@@ -6,8 +6,6 @@ import os
 import jax
 from etils import epath
 
-from datarax.errors import expect_between
-
 logger = logging.getLogger(__name__)
 
 
@@ -54,15 +52,3 @@ class Profile:
 def bounds(steps: tuple[int, int] | None) -> tuple[int, int]:
     """Returns after how many finished steps tracing begins and ends: -1 where it never does."""
     return (-1, -1) if steps is None else (steps[0] - 1, steps[1])
-
-
-def expect_profile(steps: tuple[int, int] | None, workdir: epath.Path | None) -> None:
-    """Raises `ValueError` unless `steps` is None or `(first, last)`, and there is a workdir."""
-    if steps is None:
-        return
-    if not isinstance(steps, tuple) or len(steps) != 2:
-        raise ValueError(f"profile={steps!r}: expected (first, last), such as profile=(100, 110).")
-    expect_between("profile[0]", steps[0], 1, 2**31 - 1)
-    expect_between("profile[1]", steps[1], steps[0], 2**31 - 1)
-    if workdir is None:
-        raise ValueError(f"profile={steps} is written under the workdir: give workdir= as well.")

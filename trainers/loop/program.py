@@ -1,4 +1,4 @@
-"""The compiled programs of a run: its steps, and the same steps under watch."""
+"""The program of a run: the state it begins with, and its compiled steps."""
 
 import functools
 from collections.abc import Callable
@@ -6,12 +6,53 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from trainers.devices import agreement, memory
+from trainers.devices.arrays import as_carry
+from trainers.devices.placement import described
 from trainers.loop.plan import Plan
 from trainers.step.compiled import Loop
 from trainers.step.model import split
-from trainers.step.state import State
+from trainers.step.state import State, Window
 from trainers.step.step import Rows, train_step
+
+
+def initial_state(plan: Plan) -> State:
+    """Returns the state before the first step, on the devices of the run.
+
+    Raises:
+        MemoryError: If it is larger than a device's memory.
+    """
+    layout = plan.layout
+    _, params, rest = split(plan.model, plan.update.wrt)
+    agreement.together(lambda: _expect_fits(plan, params, rest))
+    params, rest = as_carry(layout.placement.model(params, rest))
+    optimizer = as_carry(plan.update.optimizer.init(params))
+    window = as_carry(Window.empty(plan.objective.metrics))
+    return State(
+        params=params,
+        rest=rest,
+        optimizer=layout.placement.beside(params, optimizer),
+        ema=None if plan.update.ema is None else as_carry(params),
+        stages=layout.replicate(as_carry(plan.batches.stages)),
+        window=layout.replicate(window),
+        loss=layout.replicate(jnp.zeros(())),
+    )
+
+
+def _expect_fits(plan, params, rest) -> None:
+    """Raises before anything is placed: what a device says then names no way out."""
+    placement = plan.layout.placement
+    params, rest = placement.model(params, rest, described)
+    optimizer = jax.eval_shape(plan.update.optimizer.init, params)
+    parts = {
+        "the parameters": params,
+        "the optimizer's state": placement.beside(params, optimizer, described),
+        "the parameters' average": None if plan.update.ema is None else params,
+        "the rest": rest,
+    }
+    memory.expect_state_fits(parts, 1 if plan.layout.mesh is None else plan.layout.mesh.size)
 
 
 def loop(
@@ -43,6 +84,12 @@ def loop(
         unrolled = functools.partial(step, unroll=True)
         traced = Loop(around(unrolled), state, data, goes_on or _finite, shardings)
     return traced
+
+
+def evaluated(plan: Plan, state: State) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Returns the model in evaluation mode: graph, parameters or their average, the rest."""
+    definition = split(plan.model, plan.update.wrt, training=False)[0]
+    return definition, state.params if state.ema is None else state.ema, state.rest
 
 
 def _finite(state: State) -> jax.Array:

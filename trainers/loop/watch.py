@@ -8,8 +8,8 @@ from typing import Any
 from trainers.data.eager import Feed
 from trainers.data.stream import StreamFeed
 from trainers.devices.arrays import Snapshot
-from trainers.loop.divergence import Divergence, find, spoiled
-from trainers.loop.pace import SECONDS
+from trainers.loop.clock import SECONDS
+from trainers.loop.divergence import Divergence, count_nonfinite, find
 from trainers.loop.plan import Plan
 from trainers.run import Run
 from trainers.step.state import State
@@ -33,8 +33,10 @@ class Watch:
     def __init__(self, plan: Plan, feed: Feed | StreamFeed, state: State, run: Run):
         self._plan = plan
         self._feed = feed
-        self._run, self._first = run, run.first
-        self._spoiled = int(spoiled(state))  # such as the -inf of a mask: not ours to judge
+        self._run, self._first = run, run.data_start
+        self._nonfinite = int(
+            count_nonfinite(state)
+        )  # such as the -inf of a mask: not ours to judge
         self._take(state, run.step, time.perf_counter())
 
     def is_due(self) -> bool:
@@ -55,7 +57,7 @@ class Watch:
         if not _has_finite_losses(state):
             return False
         begun = time.perf_counter()
-        if (thoroughly or keep) and int(spoiled(state)) > self._spoiled:
+        if (thoroughly or keep) and int(count_nonfinite(state)) > self._nonfinite:
             return False
         if keep:
             self._take(state, step, begun)
@@ -78,7 +80,7 @@ class Watch:
             if found is not None:
                 return *found, feed.state_at(found[0].step)
         if _has_finite_losses(state):
-            self._spoiled = int(spoiled(state))
+            self._nonfinite = int(count_nonfinite(state))
             return None
         batch = self._step - self._first
         what = (

@@ -10,8 +10,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from trainers.loop.clock import Clock
-from trainers.loop.config import configuration
-from trainers.loop.plan import Plan
+from trainers.loop.plan import Plan, configuration
 from trainers.report import chart, page, samples
 from trainers.run import Run
 

@@ -49,8 +49,8 @@ def cached(workdir: epath.Path) -> Iterator[None]:
 
 def _remove_truncated(directory: epath.Path) -> None:
     """Removes entries that a killed run left half written: JAX warns of them and keeps them."""
-    for entry in directory.glob("*-cache") if directory.exists() else ():
-        if not _is_whole(entry.read_bytes()):
+    for entry in directory.iterdir() if directory.exists() else ():
+        if entry.name.endswith("-cache") and not _is_whole(entry.read_bytes()):
             logger.info("%s is truncated: it is removed and compiled anew.", entry)
             entry.unlink()
 

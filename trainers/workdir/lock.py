@@ -6,14 +6,39 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from etils import epath
+
+from trainers.devices import agreement
 
 logger = logging.getLogger(__name__)
 
 SECONDS = 10.0
 """How often a lease is renewed."""
+
+
+@contextmanager
+def held(workdir: epath.Path) -> Iterator[None]:
+    """Makes the workdir and holds its lock until the block ends; the first process does for all.
+
+    Raises:
+        OSError: If it cannot be written.
+        RuntimeError: If another run holds it.
+    """
+    if not agreement.is_first():
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(workdir))
+        except OSError as error:
+            raise OSError(
+                f"workdir={os.fspath(workdir)!r} cannot be written: {error}. Give a directory that "
+                "can, or workdir=None to save nothing."
+            ) from error
+        yield
 
 
 @contextmanager

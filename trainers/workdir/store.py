@@ -7,32 +7,31 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import args
-from orbax.checkpoint.options import MultiprocessingOptions
 
 from trainers.devices import agreement
 from trainers.devices.arrays import with_keys, without_keys
 from trainers.devices.checksum import checksums
-from trainers.devices.private import is_committed
+from trainers.workdir import backend
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+CHECKPOINTS, BEST = "checkpoints", "best"
+"""The directories of the checkpoints within a workdir."""
+
 _ARRAYS = ("model", "training")
-_UNFINISHED, _REPLACED = ".orbax-checkpoint-tmp", "replaced-"
+_REPLACED = "replaced-"
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """Returns a path that stays the same wherever the process goes; Orbax takes no other."""
     path = epath.Path(os.fspath(path).removeprefix("file://"))
-    return path if "://" in os.fspath(path) else path.absolute()
+    return path if "://" in os.fspath(path) else path.expanduser().absolute()
 
 
 class DamagedError(Exception):
@@ -51,26 +50,14 @@ class Store:
     def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
         self.directory = absolute(directory)
         self._writes = keep is not None
-        # Reading is each process's own affair: one that finds damage must not leave others waiting.
-        own = jax.process_index()
-        alone = MultiprocessingOptions(primary_host=own, active_processes={own})
-        alone.barrier_sync_key_prefix = f"process{own}"
-        self._reader = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
-        )
-        # The best step may be written to its own store at the same time: their barriers, which
-        # Orbax names by the step, must not be the same.
-        apart = MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=False, multiprocessing_options=apart
-        )
+        self._reader = backend.reader()
         if self._writes:
-            self._first(lambda: self.directory.mkdir(parents=True, exist_ok=True))
+            self._on_first_process(lambda: self.directory.mkdir(parents=True, exist_ok=True))
             self._clear()
-        elif jax.process_count() > 1:
-            options.multiprocessing_options = alone
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self._pending: int | None = None
+        alone = not self._writes and jax.process_count() > 1
+        self._manager = backend.manager(self.directory, keep, _ARRAYS, alone=alone)
+        self._pending: int | None = None  # the last step whose saving began
+        self._unread: int | None = None  # the same, until it has been read back
         self._replaces = False
         self._failed_once = False
 
@@ -95,19 +82,18 @@ class Store:
         self.wait()
         if step in self.steps():
             replaced = self.directory / f"{_REPLACED}{step}"
-            self._first(lambda: self._path(step).rename(replaced))
+            self._on_first_process(lambda: self._path(step).rename(replaced))
             self._manager.reload()
             self._replaces = True
         # The history goes on growing while it is written.
         data, run = json.loads(json.dumps([data, run]))
         arrays = {name: without_keys(arrays[name]) for name in _ARRAYS}
         run = {**run, "format": FORMAT, "arrays": checksums(arrays), "data": _digest(data)}
-        items = {name: args.StandardSave(tree) for name, tree in arrays.items()}
-        items["data"] = args.JsonSave(data)
-        items["run"] = args.JsonSave({**run, "digest": _digest(run)})
+        run["digest"] = _digest(run)
         self._pending = step
         with self._writing():
-            self._manager.save(step, args=args.Composite(**items), force=True)
+            self._manager.save(step, args=backend.written(arrays, data, run), force=True)
+            self._unread = step
 
     def read(self, step: int) -> tuple[dict | None, dict]:
         """Returns the `data` and the `run` of a checkpoint; None where there is no data item.
@@ -118,7 +104,7 @@ class Store:
         """
         has_data = (self._path(step) / "data").exists()
         names = ("run", "data") if has_data else ("run",)
-        found = self._restored(step, lambda: {name: args.JsonRestore() for name in names})
+        found = self._restored(step, lambda: backend.texts(names))
         data, run = found["data"] if has_data else None, found["run"]
         digest = run.pop("digest", None) if isinstance(run, dict) else None
         whole = digest is not None and digest == _digest(run)
@@ -136,8 +122,9 @@ class Store:
 
         Args:
             step: Its number.
-            like: Pytrees of the same structure, whose shapes, dtypes and shardings the arrays get;
-                None for nested dicts of NumPy arrays, with PRNG keys as the words they are made of.
+            like: Pytrees whose shapes, dtypes and shardings the arrays get, a dict of each item;
+                of its names on top some may be left out, and are then checked and left out. None
+                for nested dicts of NumPy arrays, with PRNG keys as the words they are made of.
             run: What `read` returned of it.
 
         Raises:
@@ -145,8 +132,8 @@ class Store:
         """
 
         def items():
-            trees = {name: like[name] or self._saved(step, name) for name in like}
-            return {name: args.StandardRestore(_abstract(tree)) for name, tree in trees.items()}
+            whole = {name: backend.saved_shapes(self._path(step) / name) for name in like}
+            return backend.trees({name: {**whole[name], **(like[name] or {})} for name in like})
 
         found = self._restored(step, items)
         arrays = {name: found[name] for name in like}
@@ -155,7 +142,10 @@ class Store:
         wrong = [path for path in saved | sums if saved.get(path) != sums.get(path)]
         if wrong:
             raise DamagedError(f"{len(wrong)} of its arrays are not what was saved: {wrong[0]}")
-        return {name: with_keys(arrays[name], like[name]) for name in like}
+        for name, tree in like.items():
+            if tree is not None:
+                arrays[name] = with_keys({key: arrays[name][key] for key in tree}, tree)
+        return arrays
 
     def newest(self, take: Callable[[int], Any]) -> Any:
         """Returns `take(step)` of the newest checkpoint that is whole, None where there are none.
@@ -202,6 +192,9 @@ class Store:
         """
         with self._writing():
             self._manager.wait_until_finished()
+            if self._unread is not None:
+                step, self._unread = self._unread, None
+                self.read(step)
             if self._replaces:
                 self._clear()
                 self._replaces = False
@@ -219,7 +212,7 @@ class Store:
                 self._remove_unfinished()
 
     @contextlib.contextmanager
-    def _writing(self):
+    def _writing(self) -> Iterator[None]:
         """Makes what Orbax raises an `OSError`, and forgets what is half written."""
         caught = None
         try:
@@ -235,19 +228,21 @@ class Store:
 
     def _clear(self):
         """Removes what killed or failed runs left half written: it may fill the disk."""
-        self._first(self._remove_unfinished)
+        self._on_first_process(self._remove_unfinished)
 
     def _remove_unfinished(self):
-        for path in self.directory.glob(f"*{_UNFINISHED}*"):
-            _remove(path)
-        for path in self.directory.glob(f"{_REPLACED}*"):
-            new = self._path(int(path.name.removeprefix(_REPLACED)))
-            path.rmtree() if new.exists() else path.rename(new)
+        # No glob: the directory's own name may hold a pattern's characters, as `run[lr=0.1]`.
+        for path in list(self.directory.iterdir()):
+            if backend.UNFINISHED in path.name:
+                _remove(path)
+            elif path.name.startswith(_REPLACED):
+                new = self._path(int(path.name.removeprefix(_REPLACED)))
+                path.rmtree() if new.exists() else path.rename(new)
 
     def _set_aside(self, step: int) -> str:
         name = agreement.of_first(lambda: f"damaged-{step}-{os.urandom(3).hex()}")
         place = self.directory / name
-        self._first(lambda: self._path(step).rename(place))
+        self._on_first_process(lambda: self._path(step).rename(place))
         self._manager.reload()
         return place.name
 
@@ -257,7 +252,7 @@ class Store:
     def _restored(self, step, items):
         found = caught = None
         try:
-            found = self._reader.restore(self._path(step), args=args.Composite(**items()))
+            found = self._reader.restore(self._path(step), args=items())
         except (PermissionError, ConnectionError, TimeoutError):
             raise  # says nothing of the checkpoint
         except Exception as error:  # what Orbax raises on damage is of many types
@@ -267,11 +262,7 @@ class Store:
             raise DamagedError(failed) from caught
         return found
 
-    def _saved(self, step: int, name: str) -> Any:
-        """Returns shapes and dtypes of what was saved, without the devices that it was on."""
-        return ocp.StandardCheckpointHandler().metadata(self._path(step) / name).tree
-
-    def _first(self, do: Callable[[], Any]) -> None:
+    def _on_first_process(self, do: Callable[[], Any]) -> None:
         """Does something to the directory: one process does, and all wait for it."""
         agreement.together(do if agreement.is_first() else lambda: None)
 
@@ -304,18 +295,3 @@ def _reason(error: Exception) -> str:
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _abstract(tree):
-    """Returns what Orbax restores by: arrays that JAX may place as it likes come back as NumPy's.
-
-    Without that, Orbax asks for the devices that were saved. They are what a run begins with, so
-    that it finds its compiled programs again.
-    """
-
-    def one(x):
-        if is_committed(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        return np.broadcast_to(np.zeros((), x.dtype), x.shape)
-
-    return jax.tree.map(one, without_keys(tree))

@@ -2,12 +2,12 @@
 
 from tests.support.models import MLP, labelled
 from trainers import Checkpoints, Trainer, every
-from trainers.loop.cadence import Schedule
+from trainers.loop.cadence import Cadence
 
 
 def schedule(tmp_path=None, **arguments):
     trainer = Trainer(MLP(), labelled(40), batch_size=8, steps=50, workdir=tmp_path, **arguments)
-    return Schedule(trainer._plan)
+    return Cadence(trainer._plan)
 
 
 def ends(one):

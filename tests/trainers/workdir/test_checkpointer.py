@@ -1,4 +1,4 @@
-"""The keeper: what a workdir refuses, and how to go on all the same."""
+"""The checkpointer: what a workdir refuses, and how to go on all the same."""
 
 import os
 import shutil
@@ -230,16 +230,23 @@ def test_a_best_of_a_metric_that_no_log_has_is_said_once(tmp_path, caplog):
     assert "there are 'eval/loss', 'own', 'train/loss'." in warning
 
 
-def test_an_exception_leaves_whole_checkpoints(tmp_path):
+@pytest.mark.parametrize("step", [9, 10])  # of which only 10 is an evaluation, too
+def test_an_exception_of_a_callback_saves_the_step_and_its_report_is_done_by_the_next_start(
+    tmp_path, step
+):
     def fail(run):
         raise ZeroDivisionError
 
-    failing = trainer(tmp_path, callbacks=[every(9, fail)])
+    failing = trainer(tmp_path, callbacks=[every(step, fail)])
     with pytest.raises(ZeroDivisionError):
         failing.fit()
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
-    assert_same(failing.model, trainer(None, steps=9).fit().model)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == sorted(["4", "8", str(step)])
+    assert_same(failing.model, trainer(None, steps=step).fit().model)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    result, expected = trainer(tmp_path).fit(), trainer(None).fit()
+    assert result.history == expected.history
+    assert_same(result.model, expected.model)
 
 
 def test_a_workdir_may_be_relative_or_a_file_url(tmp_path, monkeypatch):

@@ -1,0 +1,111 @@
+"""What a run says while it goes on: a bar on a terminal, plain lines elsewhere."""
+
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10
+_SECONDS_OF_SILENCE = 5
+_WIDTH = 120  # of a line where there is no terminal
+
+
+class Progress:
+    """Shows the step, metrics, records a second and the time left, in the first process.
+
+    Args:
+        steps: Number of steps of the run.
+        batch_size: Records in a step.
+        best: Name of the metric that decides which checkpoint is the best; it is shown early.
+    """
+
+    def __init__(self, steps: int, batch_size: int, best: str | None = None):
+        self._steps = steps
+        self._batch_size = batch_size
+        self._order = ["train/loss", "eval/loss", best]
+        self._first = self._done = 0
+        self._seconds = 0.0
+        self._begun = time.perf_counter()
+        self._bar: tqdm | None = None
+        self._speaks = jax.process_index() == 0
+        self._said = -float("inf")
+
+    def begin(self, step: int) -> None:
+        """Begins to measure and to show, after `step` finished steps."""
+        self._first = self._done = step
+        self._begun = time.perf_counter()
+        if self._speaks and sys.stderr is not None and sys.stderr.isatty():
+            self._bar = tqdm(total=self._steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def say(self, line: str) -> None:
+        """Writes a line; where nobody reads it any more, the run goes on in silence."""
+        if not self._speaks:
+            return
+        try:
+            with tqdm.external_write_mode(sys.stdout):
+                print(line, flush=True)
+        except (OSError, ValueError):  # a closed pipe, a full disk; a closed file
+            self._speaks = False
+
+    @contextlib.contextmanager
+    def patience(self, line: str) -> Iterator[None]:
+        """Writes a line if the block takes longer than a few seconds."""
+        timer = threading.Timer(_SECONDS_OF_SILENCE, self.say, [line])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def advance(self, step: int, seconds: float) -> None:
+        """Notes that `step` steps are finished, the latest of them in `seconds`."""
+        self._seconds += seconds
+        self._done = step
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def report(self, row: Mapping[str, float]) -> None:
+        """Shows a row of metrics; lines between evaluations are at least ten seconds apart."""
+        values = {name: value for name, value in row.items() if name not in ("step", "epoch")}
+        if not self._speaks or (self._bar is None and not self._is_due(row["step"], values)):
+            return
+        first = [name for name in self._order if name in values]
+        names = first + [name for name in values if name not in first]
+        parts = [f"{name} {values[name]:.4g}" for name in names]
+        rate = self._rate(row["step"])
+        if self._bar is not None:
+            self._bar.set_postfix_str("  ".join([*parts[:4], rate]).rstrip(), refresh=False)
+            return
+        place = f"step {row['step']}/{self._steps}  epoch {row['epoch']:.2f}"
+        width = shutil.get_terminal_size((_WIDTH, 24)).columns
+        while len(parts) > 1 and len("  ".join([place, *parts, rate])) > width:
+            parts.pop()  # all of them are in the history, and in metrics.jsonl
+        self.say("  ".join([place, *parts, rate]).rstrip())
+
+    def _is_due(self, step: int, values: Mapping[str, float]) -> bool:
+        """Returns whether a line is due, and notes that it is written."""
+        now = time.perf_counter()
+        evaluated = any(name.startswith("eval/") for name in values)
+        due = evaluated or step == self._steps or now - self._said > _SECONDS_BETWEEN_LINES
+        self._said = now if due else self._said
+        return due
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _rate(self, step: int) -> str:
+        finished = step - self._first
+        if not finished:
+            return ""
+        rate = finished / self._seconds
+        passed = (time.perf_counter() - self._begun) / finished  # with evaluating and saving
+        left = tqdm.format_interval((self._steps - step) * passed)
+        return f"{rate * self._batch_size:,.0f} examples/s  {left} left"

@@ -1,0 +1,143 @@
+"""The reporter of a run: what is due at a step, and where it goes."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from trainers.callbacks import Callback, stops
+from trainers.devices import agreement
+from trainers.loop import program
+from trainers.loop.cadence import Cadence
+from trainers.loop.clock import Clock, Pace
+from trainers.loop.plan import Plan
+from trainers.loop.progress import Progress
+from trainers.loop.signals import Signals
+from trainers.run import Run
+from trainers.step.state import State, Window
+from trainers.writers import Writers
+
+
+class Reporter:
+    """Logs, evaluates and asks the callbacks, at the steps where that is due.
+
+    Args:
+        plan: What the run does.
+        run: The run; its history gets the rows.
+        clock: Where the run's time goes.
+        signals: What may end an evaluation.
+        writers: Where the rows go.
+        progress: What shows them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        run: Run,
+        clock: Clock,
+        signals: Signals,
+        writers: Writers,
+        progress: Progress,
+    ):
+        self._plan, self._run, self._clock, self._signals = plan, run, clock, signals
+        self._writers, self._progress = writers, progress
+        self._cadence = Cadence(plan)
+
+    def report(self, state: State) -> tuple[State, bool]:
+        """Does what is due at this step.
+
+        Args:
+            state: The state, known to be finite.
+
+        Returns:
+            The state, with new sums after a log, and whether a callback stops the run.
+        """
+        run = self._run
+        log, evaluate = self._cadence.logs(run.step), self._cadence.evaluates(run.step)
+        row = self._measured(state, log, evaluate)
+        if row is None:
+            return state, False
+        if row:
+            run.history.append({"step": run.step, "epoch": run.epoch, **row})
+        stops = ask(self._cadence.calls(run.step, bool(row)), run)
+        if stops and not (log and evaluate):  # so this is the last step
+            missing = self._measured(state, not log, not evaluate)
+            if missing is None:
+                del run.history[len(run.history) - bool(row) :]
+                return state, False
+            if not row:
+                run.history.append({"step": run.step, "epoch": run.epoch})
+            run.history[-1] |= missing
+        run.reported = run.step
+        if row or stops:
+            self._write()
+        return self.begin_window(state)[0] if log or stops else state, stops
+
+    def log(self, window: Window) -> bool:
+        """Logs the sums of a window that the state has left behind.
+
+        Returns:
+            False where they are not finite, so that nothing is logged.
+        """
+        run, fetched = self._run, jax.device_get(window)
+        if not math.isfinite(fetched.loss):
+            return False
+        row = _prefixed("train/", fetched.compute())
+        run.history.append({"step": run.step, "epoch": run.epoch, **row})
+        run.reported = run.step
+        self._write()
+        return True
+
+    def begin_window(self, state: State) -> tuple[State, Window]:
+        """Returns the state with new sums, and the old ones, which no step changes any more."""
+        window = self._plan.layout.replicate(Window.empty(self._plan.objective.metrics))
+        return dataclasses.replace(state, window=window), state.window
+
+    def reached(self, window: Window, pace: Pace) -> None:
+        """Waits until step `run.step` is finished, which gives `window`."""
+        with self._clock.spent("computing"):
+            jax.block_until_ready(window.loss)
+        pace.end(self._run.step)
+        self._progress.advance(self._run.step, pace.seconds)
+
+    def _measured(self, state: State, log: bool, evaluate: bool) -> dict[str, float] | None:
+        """Returns the metrics asked for, None where a signal came in between."""
+        row = _prefixed("train/", state.window.compute()) if log else {}
+        for name, evaluator in self._plan.evaluators.items() if evaluate else ():
+            with self._clock.spent("evaluating"):
+                model = program.evaluated(self._plan, state)
+                values = evaluator(*model, ends=self._signals.asked)
+            if values is None:
+                return None
+            row |= _prefixed(f"eval/{name}/" if name else "eval/", values)
+        return row
+
+    def _write(self) -> None:
+        """Writes and shows the last row of the history."""
+        row = self._run.history[-1]
+        with self._clock.spent("reporting"):
+            self._writers.write_scalars(row["step"], {k: v for k, v in row.items() if k != "step"})
+            self._progress.report(row)
+
+
+def ask(due: Sequence[Callback], run: Run) -> bool:
+    """Calls callbacks, on all processes, and returns whether one of them stops the run."""
+    if not due:
+        return False
+
+    def answers() -> bool:
+        found = [stops(callback, run) for callback in due]
+        run.settle()
+        return any(found)
+
+    # A clock may decide what a callback says: one that stops, or raises, does so for all; the
+    # history, by which all decide what is best, is the first process's.
+    told = agreement.collected([agreement.together(answers), run.history[-1:]])
+    run.history[-1:] = told[0][1]
+    return any(one for one, _ in told)
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{prefix}{name}": float(value) for name, value in values.items()}
