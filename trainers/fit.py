@@ -68,6 +68,7 @@ class Fit:
                 self.state, data_state = restored
                 if (status := self._ended()) is not None:
                     return status
+                self._progress.say(self._goes_on())
             elif plan.init_from is not None:
                 agreement.together(lambda: initialize(plan.model, plan.init_from))
                 self.state = program.initial_state(plan)
@@ -177,11 +178,17 @@ class Fit:
             self._say(found)
             return "diverged"
         if run.step >= plan.steps and run.step == run.reported:
+            self._progress.say(f"Finished already, at step {run.step}: nothing is left to do.")
             return "finished"
         # Callbacks may have changed in between: those of today decide.
         if run.stopped and ask(Cadence(plan).calls(run.step, True), run):
             return "stopped"
         return None
+
+    def _goes_on(self) -> str:
+        plan = self.plan
+        instead = ", not from init_from" if plan.init_from is not None else ""
+        return f"Going on from step {self.run.step} in {plan.workdir}{instead}."
 
     def _writers(self) -> Writers:
         """Returns where the run's metrics go: nowhere but in the first process."""
