@@ -1,6 +1,5 @@
 """Weights without a trainer: load, export, and beginning from another run's."""
 
-
 import jax
 import numpy as np
 import pytest
