@@ -253,12 +253,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", choices=["eager", "stream"], default="eager")
+    parser.add_argument("--quick", action="store_true", help="two kills: only to try it")
     parser.add_argument("--keep", type=Path, help="a folder for the runs' workdirs")
     parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)  # of the run to be killed
     args = parser.parse_args()
     if args.workdir is not None:
         return train(args.workdir, args.steps, args.data)
 
+    args.kills = 2 if args.quick else args.kills
     root = args.keep or Path(tempfile.mkdtemp(prefix="datarax-kill-"))
     if args.data == "stream":
         write_files(root / "files")

@@ -1,9 +1,9 @@
 """Loading columns, beside what `datasets` and a plain loop do.
 
-    python -m benchmarks.loading [--scale 1] [--repeats 5] [--mnist FOLDER]
+    python -m benchmarks.loading [--scale 1] [--repeats 5] [--dataset FOLDER]
 
 Takes about three minutes at scale 1; MNIST is read from a folder that `datasets.load_dataset`
-loads, and left out without one. Each round runs every way once, in turn, so that what else the
+loads, and is left out without one. Each round runs every way once, in turn, so that what else the
 machine does falls on all of them; a ratio is the median over the rounds.
 
 What the machine's cores can do is measured, too: as many processes as there are cores decode the
@@ -135,6 +135,7 @@ def peak_memory(ds: datasets.Dataset) -> tuple[float, float]:
         near, far = PROCESSES.Pipe()
         child = PROCESSES.Process(target=load_and_watch, args=(folder, far))
         child.start()
+        far.close()  # so that a child that fails ends the wait
         found = near.recv()
         child.join()
     return found
@@ -143,7 +144,7 @@ def peak_memory(ds: datasets.Dataset) -> tuple[float, float]:
 def load_and_watch(folder: str, end) -> None:
     datasets.disable_progress_bars()
     ds = datasets.load_from_disk(folder)
-    load_columns(ds.select(range(64)), cache=False)  # imports and pools of threads
+    load_columns(ds.select(range(min(64, len(ds)))), cache=False)  # imports and pools of threads
     before, most, done = anonymous(), [0.0], threading.Event()
 
     def watch():
@@ -163,7 +164,7 @@ def anonymous() -> float:
     return int(re.search(r"RssAnon:\s+(\d+)", status).group(1)) / 1e3
 
 
-def cases(scale: float, mnist: str | None) -> Iterator[tuple[str, int, Ways]]:
+def cases(scale: float, dataset: str | None) -> Iterator[tuple[str, int, Ways]]:
     many, some, few = (int(rows * scale) for rows in (1_000_000, 50_000, 500))
     rng = np.random.default_rng(0)
 
@@ -201,8 +202,8 @@ def cases(scale: float, mnist: str | None) -> Iterator[tuple[str, int, Ways]]:
     yield "JPEGs of 512x512", few, ways
     yield from first_and_second("the same", ds)
 
-    if mnist:
-        ds = datasets.load_dataset(mnist, split="train").select(
+    if dataset:
+        ds = datasets.load_dataset(dataset, split="train").select(
             range(min(60_000, int(60_000 * scale)))
         )
         ways = {
@@ -243,14 +244,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of rows")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--mnist", help="a folder of MNIST as datasets.load_dataset takes it")
+    parser.add_argument("--dataset", help="a folder with MNIST's columns; default: left out")
+    parser.add_argument("--quick", action="store_true", help="few rows, once: only to try it")
     options = parser.parse_args()
+    if options.quick:
+        options.scale, options.repeats = 0.1, 1
 
     datasets.disable_progress_bars()
     print(f"{'columns':30}{'rows':>9}{'rows/s':>14}  faster than")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DATARAX_CACHE_DIR"] = folder
-        for name, rows, ways in cases(options.scale, options.mnist):
+        for name, rows, ways in cases(options.scale, options.dataset):
             ours, *others = measured(ways, options.repeats).items()
             rate = rows / statistics.median(ours[1])
             ratios = (
@@ -263,8 +267,8 @@ def main() -> None:
     print(f"\nJPEGs of 512x512: {cores_used(loaded(large), options.repeats):.2f} cores at work")
     print("Most anonymous memory while loading, in arrays' sizes")
     kinds = {"numbers": numbers(int(4_000_000 * options.scale)), "JPEGs": large}
-    if options.mnist:
-        kinds["MNIST"] = datasets.load_dataset(options.mnist, split="train")
+    if options.dataset:
+        kinds["MNIST"] = datasets.load_dataset(options.dataset, split="train")
     for name, ds in kinds.items():
         arrays, most = peak_memory(ds)
         print(f"  {name:10}{most / arrays:5.2f}  ({most:.0f} MB for {arrays:.0f} MB)", flush=True)

@@ -24,17 +24,17 @@ ROUNDS = 15
 LENGTHS = (2**31 - 1, 1_000_000, 60_000, 10_000, 1_797, 500, 256, 180, 150, 128, 10, 2)
 
 
-def mlp(source: EagerSourceBase) -> Turns:
+def mlp(source: EagerSourceBase, pairs: int) -> Turns:
     """`fit`, logging every 100 steps, against one `lax.scan` of 500 steps without any log."""
     rival = models.scanned(models.MLP(rngs=nnx.Rngs(0)), source.data, 500)
-    turns = Turns(500, {"lax.scan": Rival(rival, 500)})
+    turns = Turns(500, {"lax.scan": Rival(rival, 500)}, pairs)
     return against(turns, models.MLP(rngs=nnx.Rngs(0)), source)
 
 
-def cnn(source: EagerSourceBase) -> Turns:
+def cnn(source: EagerSourceBase, pairs: int) -> Turns:
     """`fit` of the MNIST example's model against a jitted step called from Python."""
     rival = models.stepped(CNN(28, rngs=nnx.Rngs(params=0, dropout=1)), source.data, 10)
-    turns = Turns(10, {"jax.jit": Rival(rival, 10)})
+    turns = Turns(10, {"jax.jit": Rival(rival, 10)}, pairs)
     return against(turns, CNN(28, rngs=nnx.Rngs(params=0, dropout=1)), source)
 
 
@@ -45,7 +45,7 @@ def against(turns: Turns, model: nnx.Module, source: EagerSourceBase) -> Turns:
     return turns
 
 
-def order_of(length: int) -> list[float]:
+def order_of(length: int, rounds: int) -> list[float]:
     """Returns microseconds for the records of one shuffled batch, inside a scan, a round each."""
     steps = 2_000 if length > 5_000 else 200
     per_epoch = -(-length // models.BATCH)
@@ -69,28 +69,30 @@ def order_of(length: int) -> list[float]:
         return lambda: scan(0).block_until_ready()
 
     shuffled, plain = scan_of(batch), scan_of(stored)
-    return [(seconds(shuffled) - seconds(plain)) / steps * 1e6 for _ in range(ROUNDS)]
+    return [(seconds(shuffled) - seconds(plain)) / steps * 1e6 for _ in range(rounds)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", help="a folder with MNIST's columns; default: random images")
     parser.add_argument("--only", choices=("mlp", "cnn", "order"), help="default: all three")
+    parser.add_argument("--quick", action="store_true", help="two rounds each: only to try it")
     args = parser.parse_args()
+    rounds = 2 if args.quick else ROUNDS
 
     print(versions("jax", "flax", "optax"), jax.default_backend())
     if args.only in (None, "mlp", "cnn"):
         source = models.source(args.dataset)
         if args.only != "cnn":
             print(f"MLP 784-128-10, batch {models.BATCH}: hand-written time / trainer's time")
-            print(mlp(source), flush=True)
+            print(mlp(source, rounds), flush=True)
         if args.only != "mlp":
             print(f"CNN of examples/mnist.py, batch {models.BATCH}: hand-written / trainer's time")
-            print(cnn(source), flush=True)
+            print(cnn(source, rounds), flush=True)
     if args.only in (None, "order"):
         print(f"Shuffled order inside a scan, {models.BATCH} records: microseconds a batch")
-        for length in LENGTHS:
-            times = order_of(length)
+        for length in LENGTHS[:: 4 if args.quick else 1]:
+            times = order_of(length, rounds)
             print(f"  {length:13,} {statistics.median(times):8.1f}   (least {min(times):.1f})")
 
 

@@ -47,7 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", help="a folder with MNIST's columns; default: random images")
     parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--quick", action="store_true", help="1,000 steps: only to try it")
     args = parser.parse_args()
+    steps = 1_000 if args.quick else args.steps
     closing, watching = Stopwatch(Report, "close"), Stopwatch(Watch, "is_finite")
     starting = Stopwatch(Watch, "__init__")
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +57,7 @@ def main() -> None:
             MLP(rngs=nnx.Rngs(0)),
             source(args.dataset),
             batch_size=BATCH,
-            steps=args.steps,
+            steps=steps,
             workdir=folder,
         )
         fit = Fit(trainer._plan)  # what trainer.fit() runs, to read its clock
@@ -68,7 +70,7 @@ def main() -> None:
         "watch, its start": starting.seconds,
         f"watch, {watching.calls} looks": watching.seconds,
     }
-    print(f"{whole:.1f} s for {args.steps} steps, of which {fit.clock.seconds['computing']:.1f} s")
+    print(f"{whole:.1f} s for {steps:,} steps, of which {fit.clock.seconds['computing']:.1f} s")
     for name, seconds in parts.items():
         print(f"  {name:32} {seconds:7.3f} s  {seconds / whole:6.2%}")
     print(f"  ({page / 1000:,.0f} kB of report)")

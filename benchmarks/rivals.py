@@ -23,7 +23,7 @@ import optax
 from flax import nnx
 
 from benchmarks import models
-from benchmarks.timing import Rival, Turns, versions
+from benchmarks.timing import PAIRS, Rival, Turns, versions
 from trainers import Trainer, every
 
 STEPS = 500
@@ -151,6 +151,7 @@ RIVALS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", help="a folder with MNIST's columns; default: random images")
+    parser.add_argument("--quick", action="store_true", help="two pairs: only to try it")
     args = parser.parse_args()
 
     source = models.source(args.dataset)
@@ -162,7 +163,7 @@ def main() -> None:
         except ModuleNotFoundError as error:
             print(f"{name}: left out, {error.name} is not installed")
 
-    turns = Turns(STEPS, rivals)
+    turns = Turns(STEPS, rivals, 2 if args.quick else PAIRS)
     Trainer(
         models.MLP(rngs=nnx.Rngs(0)),
         source,

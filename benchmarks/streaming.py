@@ -1,10 +1,14 @@
-"""Streams beside what a user would write: `python -m benchmarks.streaming` (about two minutes).
+"""Streams beside what a user would write.
 
+    python -m benchmarks.streaming
+
+About two minutes on two CPU cores.
 Numeric Parquet files on this machine, read in batches of 1,024: by hand with `datasets`' Arrow
 batches, `to_numpy` and its state after each; row by row with `with_format("numpy")`; and with
 `HFStreamingSource`, whose state is taken after each batch too. What is compared runs in turn.
 """
 
+import argparse
 import contextlib
 import io
 import itertools
@@ -36,44 +40,51 @@ from trainers.run import Run
 
 TRAINED = 128  # records in a batch of a trained model
 
-ROWS, FILES, BATCH, TURNS = 2_000_000, 8, 1024, 7
+FILES, BATCH = 8, 1024
 SLEEP, STEPS = 0.01, 100
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=2_000_000, help="of the Parquet files")
+    parser.add_argument("--turns", type=int, default=7, help="of what is compared")
+    parser.add_argument("--quick", action="store_true", help="few rows and turns: only to try it")
+    args = parser.parse_args()
+    rows, turns = (50_000, 2) if args.quick else (args.rows, args.turns)
+
     print(versions("datarax", "jax", "datasets", "pyarrow"))
     with tempfile.TemporaryDirectory() as folder:
-        stream = write(Path(folder))
-        print(f"Rows a second, as a ratio to the loop by hand ({ROWS:,} rows, 3 columns):")
+        stream = write(Path(folder), rows)
+        print(f"Rows a second, as a ratio to the loop by hand ({rows:,} rows, 3 columns):")
         rivals = {
-            "get_host_batch": lambda: ours(stream, host=True),
-            "get_host_batch, shuffled (1,000)": lambda: ours(stream, True, shuffle=True),
+            "get_host_batch": lambda: ours(stream, rows, host=True),
+            "get_host_batch, shuffled (1,000)": lambda: ours(stream, rows, host=True, shuffle=True),
             "get_host_batch, shuffled (10,000)": lambda: ours(
-                stream, True, shuffle=True, shuffle_buffer_size=10_000
+                stream, rows, host=True, shuffle=True, shuffle_buffer_size=10_000
             ),
-            "get_batch (JAX arrays)": lambda: ours(stream, host=False),
+            "get_batch (JAX arrays)": lambda: ours(stream, rows, host=False),
         }
         by_hand(stream), [run() for run in rivals.values()]
         for name, run in rivals.items():
-            ratios = [seconds(lambda: by_hand(stream)) / seconds(run) for _ in range(TURNS)]
+            ratios = [seconds(lambda: by_hand(stream)) / seconds(run) for _ in range(turns)]
             print(f"  {name:36} {summary(ratios)}")
         print("Rows a second, as a ratio to row by row in the numpy format:")
-        few = 20_000
+        few = rows // 100
         ratios = []
         for _ in range(3):
             slow = seconds(lambda: by_row(stream, few)) / few
-            ratios.append(slow / (seconds(lambda: ours(stream, host=False)) / ROWS))
+            ratios.append(slow / (seconds(lambda: ours(stream, rows, host=False)) / rows))
         print(f"  {'get_batch (JAX arrays)':36} {summary(ratios)}")
     overlap()
-    training()
+    training(turns)
     memory()
 
 
-def write(folder: Path) -> datasets.IterableDataset:
+def write(folder: Path, rows: int) -> datasets.IterableDataset:
     table = {
-        "x": np.arange(ROWS, dtype=np.int32),
-        "y": np.random.default_rng(0).random(ROWS, np.float32),
-        "z": np.arange(ROWS, dtype=np.int64),
+        "x": np.arange(rows, dtype=np.int32),
+        "y": np.random.default_rng(0).random(rows, np.float32),
+        "z": np.arange(rows, dtype=np.int64),
     }
     data = datasets.Dataset.from_dict(table)
     for number in range(FILES):
@@ -94,11 +105,11 @@ def by_row(stream: datasets.IterableDataset, rows: int) -> None:
         pass
 
 
-def ours(stream: datasets.IterableDataset, host: bool, **fields) -> None:
+def ours(stream: datasets.IterableDataset, rows: int, *, host: bool, **fields) -> None:
     source = HFStreamingSource.from_dataset(stream, **fields)
     get_batch = source.get_host_batch if host else source.get_batch
     count = 0
-    while count < ROWS:
+    while count < rows:
         count += len(get_batch(BATCH)["x"])
         source.get_state()
 
@@ -205,7 +216,7 @@ class Relay:
             raise TimeoutError("another run ended early")
 
 
-def training() -> None:
+def training(turns: int) -> None:
     """`Trainer.fit` on streams whose readers wait, beside the same data held eagerly."""
     x = np.random.default_rng(0).normal(size=(500 * TRAINED, 64)).astype(np.float32)
     data = datasets.Dataset.from_dict({"x": x, "target": x[:, 0]})
@@ -215,7 +226,7 @@ def training() -> None:
     batches = itertools.chain.from_iterable(
         alone.source().epoch_batches(TRAINED) for _ in itertools.count()
     )
-    relay, reading = Relay(["eager", *shares], TURNS), []
+    relay, reading = Relay(["eager", *shares], turns + 1), []
 
     def pace() -> None:
         """Sets the pauses by the eager run's last leg, and reads alone with the longest."""

@@ -35,6 +35,7 @@ class Turns:
     Args:
         steps: Steps between two calls, `every(steps, turns)`.
         rivals: What runs in between, by name.
+        pairs: How often each is timed.
 
     Example:
         >>> turns = Turns(500, {"mine": Rival(run_500_steps, 500)})
