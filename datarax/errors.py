@@ -45,8 +45,9 @@ def chosen(
         ['image', 'label']
     """
     include = set(columns if include is None else include)
-    expect_columns(sorted(include - set(columns)), columns)
-    left = [name for name in columns if name in include.difference(exclude or ())]
+    expect_columns(sorted(include.difference(columns)), columns)
+    wanted = include.difference(exclude or ())
+    left = [name for name in columns if name in wanted]
     if not left:
         raise ValueError(
             f"include_keys, exclude_keys: no column is left to read of {listed(columns)}."

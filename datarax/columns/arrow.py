@@ -122,14 +122,19 @@ def blocks(
     Yields:
         Where the block belongs among `rows` (a slice or int64 indices), and its values.
     """
-    step = min(_block_rows(column), most or BLOCK_BYTES)
+    for where, part in _stored(column, rows, min(_block_rows(column), most or BLOCK_BYTES)):
+        yield where, plain(part)
+
+
+def _stored(column: pa.ChunkedArray, rows: Rows, step: int) -> Iterator[tuple[Where, pa.Array]]:
     begin = rows.begin
     if begin is not None:
         for start in range(0, rows.length, step):
             part = column.slice(begin + start, min(step, rows.length - start))
             joined = part.chunk(0) if part.num_chunks == 1 else pa.concat_arrays(part.chunks)
-            yield slice(start, start + len(part)), plain(joined)
+            yield slice(start, start + len(part)), joined
         return
+    assert rows.positions is not None  # only rows that are not in line come here
     edges = np.cumsum([0, *(len(chunk) for chunk in column.chunks)])
     for first in range(0, rows.length, _SORTED_ROWS):
         positions = rows.positions[first : first + _SORTED_ROWS]
@@ -145,7 +150,7 @@ def blocks(
                 where = (
                     slice(first + low, first + high) if order is None else first + order[low:high]
                 )
-                yield where, plain(part)
+                yield where, part
 
 
 def _block_rows(column: pa.ChunkedArray) -> int:
@@ -158,9 +163,51 @@ def _block_rows(column: pa.ChunkedArray) -> int:
 
 def read(column: pa.ChunkedArray, rows: Rows) -> pa.Array:
     """Returns a few rows of a column as one array, in their order."""
-    places, parts = zip(*blocks(column, rows), strict=True)
-    order = np.argsort(np.concatenate([indices(place) for place in places]))
+    return plain(_in_order(column, rows))
+
+
+def _in_order(column: pa.ChunkedArray, rows: Rows) -> pa.Array:
+    wheres, parts = zip(*_stored(column, rows, _block_rows(column)), strict=True)
+    order = np.argsort(np.concatenate([indices(where) for where in wheres]))
     return pa.concat_arrays(parts).take(pa.array(order))
+
+
+def gathered(table: pa.Table, positions: np.ndarray) -> pa.Table:
+    """Returns some rows of a table, in any order.
+
+    `pa.Table.take` joins all chunks of a column first, which fails where they hold 2 GB of text.
+
+    Args:
+        table: A table without views, see `without_views`.
+        positions: Its rows, int64 of shape `(n,)`, at least one.
+    """
+    rows = Rows(len(positions), positions)
+    columns = [_in_order(column, rows) for column in table.columns]
+    return pa.Table.from_arrays(columns, schema=table.schema)
+
+
+def without_views(table: pa.Table) -> pa.Table:
+    """Returns a table whose text and bytes are no views, which Arrow cannot take rows of."""
+    fields = [field.with_type(_viewless(field.type)) for field in table.schema]
+    schema = pa.schema(fields, table.schema.metadata)
+    return table if schema.equals(table.schema) else table.cast(schema)
+
+
+def _viewless(type_: pa.DataType) -> pa.DataType:
+    if type_ == pa.string_view():
+        return pa.large_string()
+    if type_ == pa.binary_view():
+        return pa.large_binary()
+    if pa.types.is_struct(type_):
+        return pa.struct([field.with_type(_viewless(field.type)) for field in type_])
+    if pa.types.is_list(type_):
+        return pa.list_(type_.value_field.with_type(_viewless(type_.value_type)))
+    if pa.types.is_large_list(type_):
+        return pa.large_list(type_.value_field.with_type(_viewless(type_.value_type)))
+    if pa.types.is_fixed_size_list(type_):
+        field = type_.value_field.with_type(_viewless(type_.value_type))
+        return pa.list_(field, type_.list_size)
+    return type_
 
 
 def indices(where: Where) -> np.ndarray:
@@ -169,14 +216,43 @@ def indices(where: Where) -> np.ndarray:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """Returns the values without the wrapping: no extension type, dictionary or view."""
+    """Returns the values without the wrapping: no extension type, dictionary or list view."""
     if isinstance(array, pa.ExtensionArray):
         return plain(array.storage)
     if pa.types.is_dictionary(array.type):
         return array.dictionary_decode()
     if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
-        return array.cast(pa.large_list(array.type.value_type))
+        # Arrow 26 casts a view of text to a list of a negative length.
+        lengths = np.where(nulls(array), 0, array.value_lengths().fill_null(0))
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        mask = pa.array(nulls(array)) if array.null_count else None
+        return pa.LargeListArray.from_arrays(ends, array.flatten(), mask=mask)
     return array
+
+
+def as_python(value: pa.Scalar) -> Any:
+    """Returns a value as a Python object; a date beyond Python's years is a `numpy.datetime64`.
+
+    Raises:
+        UnicodeDecodeError: Text in it is no UTF-8.
+    """
+    try:
+        return value.as_py()
+    except OverflowError:  # `datetime` knows the years 1 to 9999
+        if isinstance(value, pa.StructScalar):
+            return {key: as_python(part) for key, part in value.items()}
+        if isinstance(value, pa.ListScalar):
+            return [as_python(value.values[index]) for index in range(len(value.values))]
+        return pa.array([value]).to_numpy(zero_copy_only=False)[0]
+
+
+def shown(value: pa.Scalar) -> str:
+    """Returns a value for a message, cut to 60 characters."""
+    try:
+        text = repr(as_python(value))
+    except UnicodeDecodeError as error:
+        text = f"text that is no UTF-8, {error.object!r}"
+    return text if len(text) < 60 else f"{text[:56]} ..."
 
 
 def nulls(array: pa.Array) -> np.ndarray:

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from datarax.columns.arrow import ArrowCells, nulls, plain, read, rows_of
+from datarax.columns.arrow import ArrowCells, as_python, nulls, plain, read, rows_of, without_views
 from datarax.columns.host import HostColumn
 from datarax.columns.lists import flatten, is_binary, is_list, is_number, is_text, list_lengths
 from datarax.hub.private import is_local_path, table_of, xopen
@@ -37,12 +37,14 @@ def fingerprint_dataset(dataset: datasets.Dataset, columns: Iterable[str]) -> st
         >>> fingerprint_dataset(ds, ["x"]) == fingerprint_dataset(ds.select([0, 1, 2]), ["x"])
         True
     """
-    rows = rows_of(dataset)
+    names, rows = sorted(columns), rows_of(dataset)
+    table = without_views(table_of(dataset).select(names))
+    features = dataset.features  # a deep copy, whenever it is asked for
     digest = Digest("dataset", rows.length)
-    for name in sorted(columns):
-        feature = datasets.Features({name: dataset.features[name]})
+    for name in names:
+        feature = datasets.Features({name: features[name]})
         digest.note(_alike(feature.to_dict()))
-        digest.arrow(read(table_of(dataset).column(name), rows.take(_spots(rows.length))))
+        digest.arrow(read(table.column(name), rows.take(_spots(rows.length))))
     return digest.hex()
 
 
@@ -116,7 +118,7 @@ class Digest:
             self.bytes(np.diff(ends))
             self.bytes(array.buffers()[2][ends[0] : ends[-1]] if len(array) else b"")
         else:
-            self.note(array.to_pylist())
+            self.note([as_python(value) for value in array])
 
     def _struct(self, array: pa.StructArray) -> None:
         parts = {field.name: array.field(index) for index, field in enumerate(array.type)}

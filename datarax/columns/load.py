@@ -8,7 +8,7 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 
-from datarax.columns.arrow import Column, Misfit, Rows, expect_no_transform, rows_of
+from datarax.columns.arrow import Column, Misfit, Rows, expect_no_transform, rows_of, without_views
 from datarax.columns.host import HostColumn
 from datarax.columns.images import Damage, damaged, damaged_rows, image_objects, load_images
 from datarax.columns.nested import nested, parts
@@ -78,12 +78,13 @@ def load_columns(
     """
     if on_bad_rows not in ("raise", "skip"):
         raise ValueError(f"on_bad_rows={on_bad_rows!r}: expected 'raise' or 'skip'.")
-    names = chosen_columns(dataset, include, exclude)
-    features = dataset.features
+    features = chosen_features(dataset, include, exclude)
     scope = rows_of(dataset)
     kept = scope if rows is None else scope.take(_row_numbers(rows, len(dataset)))
-    table = table_of(dataset)
-    stored = (Column((name,), features[name], table.column(name), kept) for name in names)
+    table = without_views(table_of(dataset).select(list(features)))
+    stored = (
+        Column((name,), feature, table.column(name), kept) for name, feature in features.items()
+    )
     leaves = [leaf for column in stored for leaf in parts(column, scope)]
 
     loaded, damage = {}, {}
@@ -102,8 +103,7 @@ def load_columns(
             loaded[leaf.path] = _values(replace(leaf, rows=kept), scope)
 
     data = nested((leaf.path, loaded[leaf.path]) for leaf in leaves)
-    loaded_features = datasets.Features({name: features[name] for name in names})
-    return Columns(data, kept.length, len(damage), loaded_features)
+    return Columns(data, kept.length, len(damage), features)
 
 
 def _check(dataset: datasets.Dataset) -> None:
@@ -117,12 +117,13 @@ def _check(dataset: datasets.Dataset) -> None:
         raise ValueError(f"{split} is empty: there are no rows to load.")
 
 
-def chosen_columns(
+def chosen_features(
     dataset: datasets.Dataset, include: Iterable[str] | None, exclude: Iterable[str] | None
-) -> list[str]:
-    """Returns the names of the columns that `load_columns` loads; it raises what that raises."""
+) -> datasets.Features:
+    """Returns the features of the columns that `load_columns` loads; it raises what that raises."""
     _check(dataset)
-    return chosen(dataset.column_names, include, exclude)
+    features = dataset.features  # a deep copy, whenever it is asked for
+    return datasets.Features({name: features[name] for name in chosen(features, include, exclude)})
 
 
 def _row_numbers(rows: np.ndarray, length: int) -> np.ndarray:

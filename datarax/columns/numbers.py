@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from datarax.columns.arrow import Column, Misfit, Rows, blocks, indices, plain
+from datarax.columns.arrow import Column, Misfit, Rows, blocks, indices, plain, shown
 from datarax.columns.lists import (
     fits,
     flatten,
@@ -39,7 +39,7 @@ def dense(column: Column, scope: Rows) -> np.ndarray:
     whole = Column(column.path, column.feature, column.values, scope)
     leaf = leaf_type(column.values.type)
     if not is_number(leaf):
-        raise Misfit(0, f"is {_shown(whole.row(0))}")
+        raise Misfit(0, f"is {shown(whole.row(0)[0])}")
     shape = row_shape(whole.row(0))
     if column.rows is not scope:
         for _, block in blocks(whole.values, scope):
@@ -96,15 +96,10 @@ def _unlike(row: pa.Array, shape: tuple[int, ...]) -> str:
     while is_list(inner.type):
         inner = flatten(inner)
         if inner.null_count:
-            return f"holds None, {_shown(row)}"
+            return f"holds None, {shown(row[0])}"
     if len(inner) != np.prod(other, dtype=int) or other == shape:
-        return f"is ragged, {_shown(row)}"
+        return f"is ragged, {shown(row[0])}"
     return f"has shape {other} where row 0 has {shape}"
-
-
-def _shown(row: pa.Array) -> str:
-    text = repr(row[0].as_py())
-    return text if len(text) < 60 else f"{text[:56]} ..."
 
 
 def _check_range(column: Column, read: np.ndarray, dtype: np.dtype, rows: np.ndarray) -> None:

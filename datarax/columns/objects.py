@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from datarax.columns.arrow import ArrowCells, Column, Misfit, Rows, blocks
+from datarax.columns.arrow import ArrowCells, Column, Misfit, Rows, as_python, blocks
 from datarax.columns.host import HostColumn, object_array
 from datarax.columns.image_file import DamagedImage, pixels
 from datarax.columns.images import damaged
@@ -85,17 +85,35 @@ def objects(column: Column) -> Convert:
     if not isinstance(type_, pa.BaseExtensionType) and (
         is_text(type_) or pa.types.is_binary(type_)
     ):
-        return _stored
+        return partial(_stored, column)
     inner = _item_shape(column)
-    return _python if inner is None else partial(_ragged, inner)
+    return partial(_python, column) if inner is None else partial(_ragged, inner)
 
 
-def _stored(block: pa.Array, rows: Rows) -> np.ndarray:
-    return block.to_numpy(zero_copy_only=False)
+def _stored(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
+    try:
+        return block.to_numpy(zero_copy_only=False)
+    except pa.ArrowException:  # NumPy cannot say which row's text is no UTF-8
+        return _python(column, block, rows)
 
 
-def _python(block: pa.Array, rows: Rows) -> np.ndarray:
-    return object_array(block.to_pylist())
+def _python(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
+    try:
+        return object_array(block.to_pylist())
+    except (OverflowError, UnicodeDecodeError):
+        return object_array([_object(column, rows.number(i), v) for i, v in enumerate(block)])
+
+
+def _object(column: Column, row: int, value: pa.Scalar) -> Any:
+    try:
+        return as_python(value)
+    except UnicodeDecodeError as error:
+        name = column.path[0]
+        raise ValueError(
+            f"column {column.name!r}, row {row}: its text is no UTF-8, {error.object[:40]!r}. "
+            f"Store it as bytes, ds = ds.cast_column({name!r}, datasets.Value('binary')), or "
+            f"leave the column out: exclude_keys={{{name!r}}}"
+        ) from None
 
 
 def _ragged(inner: tuple[int, ...], block: pa.Array, rows: Rows) -> np.ndarray:

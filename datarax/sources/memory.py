@@ -103,6 +103,13 @@ def _column(name: str, values: Any):
         if jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
             raise TypeError(f"Column {name!r} holds PRNG keys: write jax.random.key_data(keys).")
         return values
+    parts = values if isinstance(values, (list, tuple)) else [values]
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
+        raise ValueError(
+            f"Column {name!r} is a masked array, and JAX has none: what the mask hides would be "
+            "data. Write a value there, array.filled(0), and give the mask as a column of its own, "
+            "~np.ma.getmaskarray(array)."
+        )
     try:
         array = np.asarray(values)
     except ValueError:  # ragged lists
@@ -111,9 +118,14 @@ def _column(name: str, values: Any):
         raise ValueError(
             f"Column {name!r} is {values!r}: expected a value a record, an array of shape (n, ...)"
         )
-    if not jnp.issubdtype(array.dtype, np.number) and array.dtype != bool:  # bfloat16 is one, too
+    # NumPy counts spans of time among the integers, JAX bfloat16 among the numbers.
+    is_number = jnp.issubdtype(array.dtype, np.number) and array.dtype.kind != "m"
+    if not is_number and array.dtype != bool:
         return HostColumn.of_objects(name, array if array.dtype == object else list(values))
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    stored = array.dtype.newbyteorder("=")
+    if stored in (np.longdouble, np.clongdouble):  # 80 or 128 bits
+        stored = np.dtype(float if stored.kind == "f" else complex)
+    dtype = jax.dtypes.canonicalize_dtype(stored)
     if array.dtype.kind in "iu" and array.size:
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         if array.min() < low or array.max() > high:

@@ -6,10 +6,11 @@ from typing import Any, Protocol
 import datasets
 import pyarrow as pa
 
-from datarax.columns.arrow import expect_no_transform
-from datarax.hub.private import positions_of, rows_between
+from datarax.columns.arrow import expect_no_transform, gathered, without_views
+from datarax.hub.private import positions_of, rows_between, table_of
 
 READ_ROWS = 8192  # rows per read of an Arrow reader: enough to hide what a read costs
+READ_BYTES = 32 << 20  # of a table: 8,192 rows of 300 kB would be 2.5 GB a shard
 _TABLE_SHARDS = 64
 
 
@@ -49,7 +50,10 @@ class TableShards:
 
     def __init__(self, dataset: datasets.Dataset):
         expect_no_transform(dataset)
-        self._dataset = dataset.with_format("arrow")
+        self._dataset, self._positions = dataset, positions_of(dataset)
+        table = table_of(dataset)
+        self._table = table if self._positions is None else without_views(table)
+        self._rows = max(1, min(READ_ROWS, READ_BYTES * len(table) // max(table.nbytes, 1)))
         self.features = dataset.features
         self.length = len(dataset)
         self.num_shards = max(1, min(_TABLE_SHARDS, self.length // 256))
@@ -58,14 +62,12 @@ class TableShards:
         start, stop = self._bounds(shard)
         start = start if state is None else state
         while start < stop:
-            rows = min(READ_ROWS, stop - start)
-            yield self._read(start, rows), start + rows
-            start += rows
-
-    def _read(self, start: int, rows: int) -> pa.Table:
-        if positions_of(self._dataset) is None:
-            return rows_between(self._dataset, start, start + rows)
-        return self._dataset[start : start + rows]
+            end = min(start + self._rows, stop)
+            if self._positions is None:
+                yield rows_between(self._dataset, start, end), end
+            else:
+                yield gathered(self._table, self._positions[start:end]), end
+            start = end
 
     def _bounds(self, shard: int) -> tuple[int, int]:
         return tuple(self.length * part // self.num_shards for part in (shard, shard + 1))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from datarax.columns.arrow import as_python, without_views
 from datarax.hub import network
 from datarax.stream.decoder import Decoder, Part
 
@@ -25,7 +26,12 @@ class Table:
     """
 
     def __init__(self, rows: pa.Table, shard: int, first: int, label: Callable[[int], str]):
-        self.rows, self.shard, self.first, self.length = rows, shard, first, len(rows)
+        self.rows, self.shard, self.first, self.length = (
+            without_views(rows),
+            shard,
+            first,
+            len(rows),
+        )
         self._named = label
         self._numbers: Part | None = None
 
@@ -121,7 +127,8 @@ class Window:
             for column in self._numbers.values():
                 found = zlib.crc32(column[-1:].tobytes(), found)
             if self._table is not None:
-                last = self._table.slice(len(self) - 1).to_pylist()
+                last = self._table.slice(len(self) - 1)
+                last = [{name: as_python(last[name][0]) for name in last.column_names}]
                 found = zlib.crc32(repr(last).encode(), found)
             self._check = f"{found:08x}"
         return self._check

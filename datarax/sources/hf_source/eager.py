@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.columns.fingerprint import fingerprint_dataset
-from datarax.columns.load import Columns, chosen_columns, load_columns
+from datarax.columns.load import Columns, chosen_features, load_columns
 from datarax.errors import listed
 from datarax.module import expect_config
 from datarax.sources.eager import EagerSourceBase
@@ -212,7 +212,7 @@ class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
 
 def _load(split: LoadedSplit, config: HFEagerConfig) -> _Loaded:
     dataset = split.dataset
-    names = chosen_columns(dataset, config.include_keys, config.exclude_keys)
+    features = chosen_features(dataset, config.include_keys, config.exclude_keys)
     read = functools.partial(
         load_columns,
         dataset,
@@ -228,6 +228,6 @@ def _load(split: LoadedSplit, config: HFEagerConfig) -> _Loaded:
         columns=columns,
         read=read,
         length=len(dataset) if columns is None else columns.length,
-        features=datasets.Features({name: dataset.features[name] for name in names}),
-        fingerprint=fingerprint_dataset(dataset, names),
+        features=features,
+        fingerprint=fingerprint_dataset(dataset, features),
     )

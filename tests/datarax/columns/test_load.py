@@ -2,6 +2,7 @@
 
 import datetime
 import string
+import time
 
 import datasets
 import jax
@@ -12,6 +13,8 @@ from datasets import Array2D, ClassLabel, Features, LargeList, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datarax.columns.arrow import plain
+from datarax.columns.fingerprint import fingerprint_dataset
 from datarax.columns.host import HostColumn
 from datarax.columns.load import load_columns
 
@@ -366,3 +369,75 @@ def test_some_rows_are_decided_by_all_rows():
     ds = datasets.Dataset.from_dict({"v": [[1, 2], [1, 2], [3]]})
     column = load_columns(ds, rows=np.array([1])).data["v"]
     assert (column.first_bad, column.shape) == (2, (1,))
+
+
+# --- odd but legal --------------------------------------------------------------------------------
+
+
+def _column(values, type_):
+    return load_columns(datasets.Dataset(pa.table({"x": pa.array(values, type_)}))).data["x"]
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [
+        (["a", None, "bc"], pa.string_view()),
+        ([b"a", None, b"bc"], pa.binary_view()),
+        ([["a"], None, []], pa.list_(pa.string_view())),
+        ([{"k": "a"}, None], pa.struct([("k", pa.string_view())])),
+        ([datetime.timedelta(days=1), None], pa.duration("us")),
+        ([b"ab", b"cd"], pa.binary(2)),
+    ],
+)
+def test_views_spans_and_fixed_bytes_are_what_they_hold(values, type_):
+    ds = datasets.Dataset(pa.table({"x": pa.array(values, type_)}))
+    assert load_columns(ds).data["x"][:].tolist() == values
+    order = np.arange(len(values))[::-1]
+    assert load_columns(ds.select(order)).data["x"][:].tolist() == values[::-1]
+
+
+@pytest.mark.parametrize("type_", [pa.list_view(pa.string()), pa.large_list_view(pa.string())])
+def test_list_views_are_the_lists_that_they_show(type_):
+    values = [["a"], None, [], ["b", "c"]]
+    assert plain(pa.array(values, type_)).to_pylist() == values
+    assert plain(pa.array(values, type_)[2:]).to_pylist() == values[2:]
+
+
+def test_dates_beyond_the_years_of_python_are_dates_of_numpy():
+    far = np.datetime64("12345-06-07")
+    days = pa.array([far.astype(int), 0], pa.int32()).cast(pa.date32())
+    column = load_columns(datasets.Dataset(pa.table({"x": days}))).data["x"]
+    assert column[:].tolist() == [far, datetime.date(1970, 1, 1)]
+    moments = pa.array([[far.astype("M8[us]").astype(int)], []], pa.list_(pa.int64()))
+    column = _column(moments.to_pylist(), pa.list_(pa.timestamp("us")))
+    assert column[0] == [far.astype("M8[us]")]
+    assert "12345-06-07" in column.reason
+
+
+def test_text_that_is_no_utf8_is_named_and_can_be_read_as_bytes():
+    text = pa.Array.from_buffers(
+        pa.string(),
+        2,
+        [None, pa.array([0, 1, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff\xfe")],
+    )
+    ds = datasets.Dataset(pa.table({"x": text}))
+    column = load_columns(ds).data["x"]
+    assert column[0] == "a"
+    words = r"column 'x', row 1: its text is no UTF-8, b'\\xff\\xfe'.*cast_column.*exclude_keys"
+    with pytest.raises(ValueError, match=words):
+        column[:]
+    as_bytes = ds.cast_column("x", Value("binary"))
+    assert load_columns(as_bytes).data["x"][:].tolist() == [b"a", b"\xff\xfe"]
+
+
+def test_three_thousand_columns_load_in_time_that_grows_with_their_number():
+    def seconds(count):
+        table = pa.table({f"c{i}": np.zeros(10, np.float32) for i in range(count)})
+        ds = datasets.Dataset(table)
+        start = time.process_time()
+        fingerprint_dataset(ds, load_columns(ds).data)
+        return time.process_time() - start
+
+    seconds(10)
+    few, many = (min(seconds(count) for _ in range(3)) for count in (300, 3000))
+    assert many < 30 * few

@@ -94,6 +94,31 @@ def test_memory_that_cannot_be_is_refused(data, error, words):
         MemorySource(MemorySourceConfig(), data)
 
 
+@pytest.mark.parametrize(
+    ("array", "dtype"),
+    [
+        (np.array([1, 2], ">i4"), "int32"),
+        (np.array([[1.5], [2.5]], ">f8"), "float32"),
+        (np.array([1.5, 2.5], np.longdouble), "float32"),
+        (np.array([1, 2j], np.clongdouble), "complex64"),
+        (np.array([1, 2], "m8[s]"), "object"),
+    ],
+)
+def test_numbers_in_memory_that_jax_has_in_another_layout(array, dtype):
+    batch = MemorySource(MemorySourceConfig(), {"x": array}).get_batch(2)["x"]
+    assert batch.dtype == dtype
+    assert batch.tolist() == array.tolist() or batch.tolist() == list(array)
+
+
+@pytest.mark.parametrize("rows", [list, np.ma.array])
+def test_a_mask_is_refused_and_not_dropped(rows):
+    hidden = np.ma.array([[1.0, -999.0], [2.0, 3.0]], mask=[[0, 1], [0, 0]])
+    with pytest.raises(ValueError, match=r"Column 'a' is a masked array.*filled\(0\)"):
+        MemorySource(MemorySourceConfig(), {"a": rows(hidden)})
+    whole = np.ma.array([1.0, 2.0], mask=[0, 0])
+    assert MemorySource(MemorySourceConfig(), {"a": whole}).get_batch(2)["a"].tolist() == [1, 2]
+
+
 def test_memory_keeps_narrow_floats_and_ragged_rows():
     for array in (np.ones(3, jnp.bfloat16), jnp.ones(3, jnp.bfloat16), np.ones(3, np.float16)):
         source = MemorySource(MemorySourceConfig(), {"x": array})
