@@ -1,7 +1,8 @@
 """What every data module shares: a frozen configuration, statistics, copying and random streams."""
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
@@ -27,7 +28,7 @@ class DataraxModuleConfig:
         ValueError: If `stochastic` is set without a `stream_name`.
     """
 
-    # Dicts, sets and arrays have no hash; a configuration has one, as jit wants of what is static.
+    # hash=False: dicts, sets and arrays have no hash, and jit hashes what nnx.static holds.
     cacheable: bool = False
     batch_stats_fn: Callable | nnx.Module | None = dataclasses.field(default=None, hash=False)
     precomputed_stats: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
@@ -40,6 +41,40 @@ class DataraxModuleConfig:
                 "stochastic=True needs the random stream to draw from: write "
                 "stochastic=True, stream_name='default'."
             )
+
+
+_FORMER = {"_applied", "_skipped"}
+"""Variables that modules had up to version 0.1.0; their states are read without them."""
+
+
+def register_host_state(kind: type) -> None:
+    """Registers a class of Python state, of which `nnx.clone` gives a module a copy of its own.
+
+    To JAX it is a node without leaves: no array, and no reason to trace a function again unless
+    the class says so by `__eq__`. The copy is `copy.copy`'s.
+
+    Args:
+        kind: The class.
+    """
+    jax.tree_util.register_pytree_node(kind, lambda x: ((), x), lambda x, _: copy.copy(x))
+    nnx.register_data_type(kind)
+
+
+@dataclasses.dataclass(eq=False)
+class Counts:
+    """How many records a module handed out, and how many it left out."""
+
+    applied: int = 0
+    skipped: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Counts)  # nothing compiled depends on them
+
+    def __hash__(self) -> int:
+        return 0
+
+
+register_host_state(Counts)
 
 
 class DataraxModule(nnx.Module):
@@ -71,8 +106,7 @@ class DataraxModule(nnx.Module):
         self._statistics = nnx.data(None)  # set by hand
         self._computed_stats = nnx.data(None)
         self._ignores_precomputed = False
-        self._applied = nnx.Variable(0)
-        self._skipped = nnx.Variable(0)
+        self._counts = Counts()
 
     def process(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """Transforms the structure of `input`; subclasses that process define it.
@@ -87,15 +121,11 @@ class DataraxModule(nnx.Module):
     def get_operation_stats(self) -> dict[str, int]:
         """Returns how many records the module handed out (`applied_count`) and left out
         (`skipped_count`), as Python ints."""
-        return {
-            "applied_count": int(self._applied.get_value()),
-            "skipped_count": int(self._skipped.get_value()),
-        }
+        return {"applied_count": self._counts.applied, "skipped_count": self._counts.skipped}
 
     def reset_operation_stats(self) -> None:
         """Sets both counters to zero."""
-        self._applied.set_value(0)
-        self._skipped.set_value(0)
+        self._counts = Counts()
 
     # --- statistics ------------------------------------------------------------------------------
 
@@ -196,15 +226,7 @@ class DataraxModule(nnx.Module):
                 dtype.
         """
         expect_dict(state)
-        own = nnx.state(self)
-        if jax.tree.structure(nnx.to_pure_dict(own)) != jax.tree.structure(state):
-            raise ValueError(
-                f"The state has the structure {jax.tree.structure(state)}, {type(self).__name__} "
-                f"{jax.tree.structure(nnx.to_pure_dict(own))}: restore it into the module it is of."
-            )
-        jax.tree_util.tree_map_with_path(_expect_kind, nnx.to_pure_dict(own), state)
-        nnx.replace_by_pure_dict(own, state)
-        nnx.update(self, own)
+        nnx.update(self, _filled(nnx.state(self), state, type(self).__name__))
 
     # --- random streams --------------------------------------------------------------------------
 
@@ -235,15 +257,33 @@ def expect_config(config: Any, kind: type, module: DataraxModule) -> None:
         )
 
 
-def _expect_kind(path, own, given):
-    def kind(x):  # a Python number has no dtype of its own
-        return np.shape(x), getattr(x, "dtype", getattr(own, "dtype", None))
+def _filled(own: Any, given: Any, label: str) -> Any:
+    """Returns a nested state with the values of a dict of the same structure.
 
-    if kind(own) != kind(given) and hasattr(own, "dtype"):
+    Args:
+        own: The state, or one variable of it.
+        given: What to put in place.
+        label: The module's name, and the path to `own`.
+    """
+    if not isinstance(own, Mapping):
+        value = own.get_value() if isinstance(own, nnx.Variable) else own
+        if hasattr(value, "dtype"):  # a Python number takes the dtype of the array it stands for
+            expected = value.shape, value.dtype
+            found = np.shape(given), getattr(given, "dtype", value.dtype)
+            if found != expected:
+                raise ValueError(
+                    f"The state's {label} has the shape and dtype {found}, the module's {expected}:"
+                    " restore it into the module it is of."
+                )
+        return own.replace(given) if isinstance(own, nnx.Variable) else given
+    names = set(given) if isinstance(given, Mapping) else {type(given).__name__}
+    names -= _FORMER - set(own)
+    if names != set(own):
         raise ValueError(
-            f"The state's {jax.tree_util.keystr(path)} has the shape and dtype {kind(given)}, the "
-            f"module's {kind(own)}: restore it into the module it is of."
+            f"The state has the structure {sorted(map(str, names))}, {label} "
+            f"{sorted(map(str, own))}: restore it into the module it is of."
         )
+    return {name: _filled(own[name], given[name], f"{label}[{name!r}]") for name in own}
 
 
 def expect_dict(state: Any) -> None:

@@ -1,5 +1,7 @@
 """A host column: one whose rows cannot be one array, so they stay Python objects on the host."""
 
+import dataclasses
+import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,6 +16,23 @@ class Cells(Protocol):
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         """Returns the rows at `indices`, int64 of shape `(k,)`, as objects of that shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """A host column that a traced batch lacks: its name, and why it is no array.
+
+    Columns of one name are equal: a compiled program serves all data sets with the same columns,
+    and JAX's caches, which keep what is static, hold no rows.
+    """
+
+    name: str
+    reason: str = dataclasses.field(compare=False)
+    fix: str = dataclasses.field(default="", compare=False)
+
+    def error(self) -> TypeError:
+        """Returns the error to raise where compiled code asks for the column."""
+        return TypeError(f"column {self.name!r} is no JAX array: {self.reason}. {self.fix}")
 
 
 class HostColumn:
@@ -42,6 +61,7 @@ class HostColumn:
         self.reason = reason
         self.first_bad = first_bad
         self.fix = fix
+        self._reference = _Reference(self)
 
     @classmethod
     def of_objects(cls, name: str, objects: Sequence[Any] | np.ndarray) -> "HostColumn":
@@ -71,7 +91,12 @@ class HostColumn:
 
     def error(self) -> TypeError:
         """Returns the error to raise where compiled code asks for this column."""
-        return TypeError(f"column {self.name!r} is no JAX array: {self.reason}. {self.fix}")
+        return self.absent.error()
+
+    @property
+    def absent(self) -> Absent:
+        """What stands for the column where compiled code has no use for it."""
+        return Absent(self.name, self.reason, self.fix)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """Returns rows as Python objects.
@@ -131,13 +156,45 @@ class HostColumn:
     def __deepcopy__(self, memo: dict) -> "HostColumn":
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_reference"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _reference=_Reference(self))
+
     def __repr__(self) -> str:
         return f"HostColumn({self.name!r}, {len(self)} rows: {self.reason})"
 
 
+class _Reference(weakref.ref):
+    """A column as JAX's caches keep it: they live as long as the process, and hold no rows."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def column(self) -> HostColumn:
+        """Returns the column.
+
+        Raises:
+            ReferenceError: If nothing else holds it any more.
+        """
+        column = self()
+        if column is None:
+            raise ReferenceError(
+                "A host column was dropped with its source while its pytree structure was kept: "
+                "keep the source, or its data, as long as what jax.tree.flatten or nnx.split gave."
+            )
+        return column
+
+
 jax.tree_util.register_pytree_node(
-    HostColumn, lambda column: ((), column), lambda column, _: column
+    HostColumn, lambda column: ((), column._reference), lambda reference, _: reference.column()
 )
+
+
+def is_host(column: Any) -> bool:
+    """Returns whether a node of a nested dict of columns is a host column."""
+    return isinstance(column, HostColumn)
 
 
 class _Selected:

@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datarax.columns.host import HostColumn
+from datarax.columns.host import Absent, HostColumn
 
 
 class TracedBatch(dict):
     """A dict of the array columns of a traced batch that explains why a host column is missing."""
 
-    def __init__(self, columns: dict[str, Any], host: tuple[HostColumn, ...]):
+    def __init__(self, columns: dict[str, Any], absent: tuple[Absent, ...]):
         super().__init__(columns)
-        self.host = host
+        self.absent = absent
 
     def __missing__(self, name):
-        for column in self.host:
+        for column in self.absent:
             if column.name.rpartition(".")[2] == name:
                 raise column.error()
         raise KeyError(f"{name!r}: the batch has {', '.join(map(repr, self))}")
@@ -25,7 +25,7 @@ class TracedBatch(dict):
 
 def _flatten(batch):
     names = tuple(sorted(batch))  # as JAX has it for a dict
-    return tuple(batch[name] for name in names), (names, batch.host)
+    return tuple(batch[name] for name in names), (names, batch.absent)
 
 
 jax.tree_util.register_pytree_node(
@@ -35,44 +35,63 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def gather(columns: dict[str, Any], records: jax.Array) -> dict[str, Any]:
-    """Returns the rows `records` of the array columns; traceable.
+def gather(
+    columns: dict[str, Any], records: jax.Array, absent: tuple[Absent, ...] = ()
+) -> dict[str, Any]:
+    """Returns the rows `records` of array columns; traceable.
 
     Args:
-        columns: Nested dict of arrays of shape `(n, ...)` and `HostColumn`s.
+        columns: Nested dict of arrays of shape `(n, ...)`.
         records: `int32` array of shape `(size,)` of rows in `[0, n)`.
+        absent: The host columns; asking the result for one raises its error.
 
     Returns:
-        Nested dict of arrays of shape `(size, ...)`, without the host columns; asking it for one
-        raises that column's error.
+        Nested dict of arrays of shape `(size, ...)`.
     """
-    arrays, host = {}, []
-    for name, column in columns.items():
-        if isinstance(column, HostColumn):
-            host.append(column)
-        elif isinstance(column, dict):
-            arrays[name] = gather(column, records)
-        else:
-            # Records come from `order`, which never leaves the range: no clamping needed.
-            arrays[name] = jnp.asarray(column).at[records].get(mode="promise_in_bounds")
-    return TracedBatch(arrays, tuple(host)) if host else arrays
+    # Records come from `order`, which never leaves the range: no clamping needed.
+    rows = jax.tree.map(
+        lambda column: jnp.asarray(column).at[records].get(mode="promise_in_bounds"), columns
+    )
+    return explained(rows, absent)
 
 
-def parted(columns: dict[str, Any], host: tuple[HostColumn, ...]) -> tuple[dict, dict]:
+def explained(batch: dict[str, Any], absent: tuple[Absent, ...]) -> dict[str, Any]:
+    """Returns a batch that raises a host column's error where it is asked for it."""
+    if not absent:
+        return batch
+    return TracedBatch(
+        {n: explained(c, absent) if isinstance(c, dict) else c for n, c in batch.items()}, absent
+    )
+
+
+def absent_of(columns: tuple[HostColumn, ...]) -> tuple[Absent, ...]:
+    """Returns what stands for host columns in a compiled program."""
+    return tuple(column.absent for column in columns)
+
+
+def without_host(columns: dict[str, Any]) -> dict[str, Any]:
+    """Returns the array columns."""
+    return {
+        name: without_host(column) if isinstance(column, dict) else column
+        for name, column in columns.items()
+        if not isinstance(column, HostColumn)
+    }
+
+
+def parted(columns: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns a batch of NumPy arrays as two: its array columns, and its host columns.
 
     Args:
         columns: Nested dict of arrays of shape `(size, ...)`, object arrays among them.
-        host: The host columns; asking the first dict for one raises its error.
     """
     arrays, objects = {}, {}
     for name, column in columns.items():
         if isinstance(column, dict):
-            arrays[name], inner = parted(column, host)
+            arrays[name], inner = parted(column)
             objects |= {name: inner} if inner else {}
         else:
             (objects if column.dtype == object else arrays)[name] = column
-    return TracedBatch(arrays, host) if host else arrays, objects
+    return arrays, objects
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

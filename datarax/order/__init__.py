@@ -2,7 +2,8 @@
 
 from datarax.order.epochs import epoch_seed as epoch_seed
 from datarax.order.epochs import key_seed as key_seed
-from datarax.order.epochs import run_on as run_on
 from datarax.order.epochs import steps_per_epoch as steps_per_epoch
-from datarax.order.epochs import window as window
+from datarax.order.order import Order as Order
+from datarax.order.order import run_on as run_on
+from datarax.order.order import window as window
 from datarax.order.permutation import index_shuffle as index_shuffle

@@ -14,11 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datarax.columns.host import HostColumn
 from datarax.errors import listed
 from datarax.order.cipher import avalanche
-from datarax.order.epochs import epoch_seed
-from datarax.order.epochs import run_on as epochs_run_on
 from datarax.order.permutation import index_shuffle
 from datarax.order.walk import walk
 
@@ -62,7 +59,7 @@ class Deal:
         """The number of slots of the longest shard, `ceil(num_records / shards)`."""
         return -(-self.num_records // self.shards)
 
-    def size(self, shard):
+    def size(self, shard: Any) -> jax.Array:
         """Returns the number of records of a shard: they differ by one at most; traceable."""
         least, more = divmod(self.num_records, self.shards)
         return np.uint32(least) + (jnp.asarray(shard) < more).astype(jnp.uint32)
@@ -80,8 +77,8 @@ class Deal:
         slot = np.arange(self.slots) % np.asarray(self.size(shard))
         return np.asarray(self._dealt(slot * self.shards + shard)).astype(np.int64)
 
-    def place(self, shard, slot, seed=None) -> jax.Array:
-        """Returns which of a shard's records is in a slot; traceable, elementwise.
+    def index_in_shard(self, shard: Any, slot: Any, seed: Any = None) -> jax.Array:
+        """Returns the index, among a shard's records, of the one in a slot; traceable, elementwise.
 
         Args:
             shard: Shards, integers of any shape.
@@ -89,7 +86,7 @@ class Deal:
             seed: The epoch's seed, `uint32` that broadcasts; None: the order that `rows` has.
 
         Returns:
-            `int32` array of places, each less than the shard's size.
+            `int32` array of indices, each less than the shard's size.
         """
         shard, slot = (jnp.asarray(x).astype(jnp.uint32) for x in (shard, slot))
         size = self.size(shard)
@@ -98,7 +95,7 @@ class Deal:
             return slot.astype(jnp.int32)
         return _permuted(slot, size, _key(seed, shard), self.slots).astype(jnp.int32)
 
-    def record(self, position, seed=None) -> jax.Array:
+    def record(self, position: Any, seed: Any = None) -> jax.Array:
         """Returns the record at each position of an epoch; traceable, elementwise.
 
         Args:
@@ -111,70 +108,13 @@ class Deal:
         position = jnp.asarray(position).astype(jnp.uint32)
         count = np.uint32(self.shards)
         shard = position % count
-        place = self.place(shard, position // count, seed).astype(jnp.uint32)
-        return self._dealt(place * count + shard).astype(jnp.int32)
+        index = self.index_in_shard(shard, position // count, seed).astype(jnp.uint32)
+        return self._dealt(index * count + shard).astype(jnp.int32)
 
     def _dealt(self, position):
         if not self.shuffle:
             return position
         return index_shuffle(position, num_records=self.num_records, seed=_DEAL_SEED)
-
-
-def run_on(epoch, index, size: int, *, num_records: int, seed=None, shards: int = 1) -> jax.Array:
-    """Returns what `order.run_on` does, of an order with canonical shards.
-
-    Args:
-        epoch: The epoch, an integer, concrete or traced.
-        index: Position within it, from 0 to `num_records`.
-        size: How many records, a Python int.
-        num_records: Records in an epoch.
-        seed: The source's seed, or None for the stored order.
-        shards: Number of canonical shards; 1: the source's own order.
-
-    Returns:
-        `int32` array of shape `(size,)`.
-    """
-    if shards == 1:
-        return epochs_run_on(epoch, index, size, num_records=num_records, seed=seed)
-    position = jnp.asarray(index).astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
-    epochs = jnp.asarray(epoch).astype(jnp.uint32) + position // np.uint32(num_records)
-    seeds = None if seed is None else epoch_seed(seed, epochs)
-    deal = Deal(num_records, shards, shuffle=seed is not None)
-    return deal.record(position % np.uint32(num_records), seeds)
-
-
-def deal_out(source: Any, deal: Deal, sharding: jax.sharding.NamedSharding) -> dict[str, Any]:
-    """Returns a source's columns dealt to canonical shards, on the devices of `sharding`.
-
-    A process reads only the rows of the shards that its devices hold.
-
-    Args:
-        source: An eager source.
-        deal: The deal.
-        sharding: Spreads the first axis, the shards, over devices.
-
-    Returns:
-        Nested dict of arrays of shape `(shards, slots, ...)`, and host columns as the source has
-        them. The last slot of a shorter shard repeats its first record.
-    """
-    parts = sharding.addressable_devices_indices_map((deal.shards,))
-    own = sorted({shard for (part,) in parts.values() for shard in range(deal.shards)[part]})
-
-    def placed(column):
-        if isinstance(column, HostColumn):
-            return column
-        column = column.reshape(len(own), deal.slots, *column.shape[1:])
-
-        def part(index):  # of consecutive shards
-            shards = range(deal.shards)[index[0]]
-            first = own.index(shards[0])
-            return column[first : first + len(shards)]
-
-        shape = (deal.shards, *column.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, part)
-
-    columns = source.host_rows(deal.held(own).reshape(-1))
-    return jax.tree.map(placed, columns, is_leaf=lambda x: isinstance(x, HostColumn))
 
 
 def expect_multiple(batch_size: int, shards: int) -> None:
@@ -189,7 +129,7 @@ def expect_multiple(batch_size: int, shards: int) -> None:
 
 def with_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
     """Returns a source's state with the canonical shards of its order."""
-    if shards == 1 or "streams" in state["order"]:  # which a stream counts itself
+    if shards == 1 or "streams" in state["order"]:  # a stream's state has their number already
         return state
     return state | {"order": state["order"] | {"shards": shards}}
 

@@ -8,7 +8,7 @@ import numpy as np
 _ROUND = 1000  # draws in which the proportions hold
 
 
-class Draws:
+class MixtureDraws:
     """A sequence of draws without end, each of one source.
 
     Each round of 1,000 draws holds `1000 * weight` of each source, to within one, evenly spread;

@@ -2,30 +2,26 @@
 
 Order is arithmetic, not state. Epoch `e` of a source with seed `s` visits its records in the
 permutation that `index_shuffle` gives for seed `(s + e) % 2**32`, evaluated at any position in O(1)
-memory, inside a compiled program. Everything that hands out records goes through this module.
+memory, inside a compiled program. `datarax.order.order.Order` is the value that does.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from datarax.order.cipher import avalanche
-from datarax.order.permutation import index_shuffle, integers
 
 
-def epoch_seed(seed, epoch) -> jax.Array:
+def epoch_seed(seed: Any, epoch: Any) -> jax.Array:
     """Returns the seed of an epoch's order, `(seed + epoch) % 2**32`, as `uint32`."""
     if isinstance(seed, (int, np.integer)):
         seed = np.uint32(seed)
     return jnp.asarray(seed).astype(jnp.uint32) + jnp.asarray(epoch).astype(jnp.uint32)
 
 
-def epoch_key(seed, epoch) -> jax.Array:
-    """Returns the key that names an epoch's order to `get_batch_at`."""
-    return jax.random.key(epoch_seed(seed, epoch))
-
-
-def key_seed(key) -> jax.Array:
+def key_seed(key: Any) -> jax.Array:
     """Mixes a key's words to one `uint32` seed, such that `jax.random.key(s)` gives `s`.
 
     Args:
@@ -51,58 +47,12 @@ def key_seed(key) -> jax.Array:
     return seed
 
 
-def window(start, size: int, *, num_records: int, seed=None) -> jax.Array:
-    """Returns the records at `size` positions of one epoch, from `start` on, wrapping at its end.
+def steps_per_epoch(num_records: int, batch_size: int, *, drop_remainder: bool = False) -> int:
+    """Returns the number of batches in an epoch, the last of which may be partly filled.
 
     Args:
-        start: First position, an integer, concrete or traced.
-        size: How many positions, a Python int.
         num_records: Records in an epoch.
-        seed: The epoch's seed, or None for the stored order.
-
-    Returns:
-        `int32` array of shape `(size,)`.
+        batch_size: Records in a batch.
+        drop_remainder: Whether a batch that is not full is left out: floor instead of ceil.
     """
-    position = (_modulo(start, num_records) + _arange(size)) % np.uint32(num_records)
-    if seed is None:
-        return position.astype(jnp.int32)
-    return index_shuffle(position, num_records=num_records, seed=seed)
-
-
-def run_on(epoch, index, size: int, *, num_records: int, seed=None) -> jax.Array:
-    """Returns the `size` records that follow position `index` of `epoch`, on into the next epochs.
-
-    Args:
-        epoch: The epoch, an integer, concrete or traced.
-        index: Position within it, from 0 to `num_records`.
-        size: How many records, a Python int.
-        num_records: Records in an epoch.
-        seed: The source's seed, or None for the stored order.
-
-    Returns:
-        `int32` array of shape `(size,)`.
-    """
-    position = jnp.asarray(index).astype(jnp.uint32) + _arange(size)
-    within = position % np.uint32(num_records)
-    if seed is None:
-        return within.astype(jnp.int32)
-    epochs = jnp.asarray(epoch).astype(jnp.uint32) + position // np.uint32(num_records)
-    return index_shuffle(within, num_records=num_records, seed=epoch_seed(seed, epochs))
-
-
-def _modulo(start, num_records):
-    if isinstance(start, (int, np.integer)):
-        return np.uint32(int(start) % num_records)
-    start = integers("start", start)
-    if num_records > np.iinfo(start.dtype).max:  # 2**31 divides 2**32: wrapping does no harm
-        start = start.astype(jnp.uint32)
-    return (start % np.asarray(num_records, start.dtype)).astype(jnp.uint32)
-
-
-def _arange(size):
-    return jnp.arange(size, dtype=jnp.uint32)
-
-
-def steps_per_epoch(num_records: int, batch_size: int) -> int:
-    """Returns `ceil(num_records / batch_size)`: the last batch of an epoch may be partly filled."""
-    return -(-num_records // batch_size)
+    return num_records // batch_size if drop_remainder else -(-num_records // batch_size)

@@ -1,6 +1,7 @@
 """A pseudo-random permutation evaluated at any position: Grain's `index_shuffle` in `jax.numpy`."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,8 @@ ROUNDS = 8
 MAX_RECORDS = 2**31
 """Positions are `int32`, as everywhere in JAX without x64."""
 
-_STOPS = 512  # values that cut the walks of a very short permutation into pieces
-_FEW = 224  # records up to which that pays
 
-
-def index_shuffle(index, *, num_records: int, seed, rounds: int = ROUNDS) -> jax.Array:
+def index_shuffle(index: Any, *, num_records: int, seed: Any, rounds: int = ROUNDS) -> jax.Array:
     """Returns the record at each position of a pseudo-random permutation of `num_records` records.
 
     Equal to `grain.experimental.index_shuffle(index, max_index=num_records - 1, seed=seed,
@@ -70,9 +68,7 @@ def _index_shuffle(index, seed, num_records, rounds):
     width = (max((num_records - 1).bit_length(), 16) + 1) // 2
     keys = round_keys(seed.reshape(-1) if seed.ndim else seed, rounds, width)
     position = index.reshape(-1)
-    if not seed.ndim and num_records <= min(_FEW, 2 * position.size + 16):
-        value = _short(position, keys, num_records)
-    elif not seed.ndim and num_records <= position.size:  # no record walks twice
+    if not seed.ndim and num_records <= position.size:  # no record walks twice
         value = _records(jnp.arange(num_records), keys, width, num_records)[position]
     else:
         value = _records(position, keys, width, num_records)
@@ -140,44 +136,28 @@ def _walk(words, keys, width, largest):
     words = lax.while_loop(go_on, turns_of if turns > 1 else turn, words)
     if not few:
         return words
-    place = _places(outside(words[:, 1], words[:, 0]), few)
-    keys = [key[place] if key.ndim else key for key in keys]
-    # A place that comes twice is walked to one value twice, and one that is there stays.
-    return words.at[place].set(_walk(words[place], keys, width, largest))
+    rest = _indices(outside(words[:, 1], words[:, 0]), few)
+    keys = [key[rest] if key.ndim else key for key in keys]
+    # `_indices` pads with any indices. That is safe: equal inputs walk to equal values, and a value
+    # inside the range is a fixed point.
+    return words.at[rest].set(_walk(words[rest], keys, width, largest))
 
 
-def _places(mask, size):
-    """Returns the at most `size` places where a mask holds; any others fill up what is left."""
+def _indices(mask, size):
+    """Returns the at most `size` indices where a mask holds, padded with any others."""
 
-    def add(place, found):
-        places, count = found
-        places = lax.dynamic_update_index_in_dim(places, place.astype(jnp.int32), count, 0)
-        return places, count + mask[place].astype(jnp.int32)
+    def add(index, found):
+        indices, count = found
+        indices = lax.dynamic_update_index_in_dim(indices, index.astype(jnp.int32), count, 0)
+        return indices, count + mask[index].astype(jnp.int32)
 
     # One by one: a cumulative sum and a scatter take twice as long for so few.
-    places = jnp.zeros(size + 1, jnp.int32)
-    return lax.fori_loop(0, mask.size, add, (places, jnp.int32(0)))[0][:size]
+    indices = jnp.zeros(size + 1, jnp.int32)
+    return lax.fori_loop(0, mask.size, add, (indices, jnp.int32(0)))[0][:size]
 
 
-def _short(position, keys, num_records):
-    """Does what `_records` does, for a very short permutation, of at most `_STOPS` records.
-
-    The few walks would take thousands of steps each. So many walks set out, one from each value
-    below `_STOPS`, and end at the first such value; the pieces are joined by doubling their length
-    ("pointer jumping": Wyllie, "The complexity of parallel computations", 1979).
-    """
-    own = jnp.arange(_STOPS, dtype=jnp.uint16)
-    following = _records(own, keys, 8, _STOPS)
-    ends = jnp.where(own < num_records, own, following)  # a piece ends at a record
-
-    def doubled(_, ends):
-        return ends.at[ends].get(mode="promise_in_bounds")
-
-    ends = lax.fori_loop(0, (_STOPS - 1).bit_length(), doubled, ends)
-    return ends[following[position]]
-
-
-def integers(name, value):
+def integers(name: str, value: Any) -> jax.Array:
+    """Returns `value` as a JAX array, or raises `TypeError` where it holds no integers."""
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, np.integer):
         raise TypeError(f"{name}={value}: expected an integer, found {value.dtype}.")

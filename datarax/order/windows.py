@@ -66,19 +66,19 @@ def _mix(x: int) -> int:
 
 
 @dataclass(frozen=True)
-class Order:
+class ShuffleOrder:
     """The order of a stream's records.
 
     Args:
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order; epoch `e` follows `(seed + e) % 2**32`.
-        window: How many rows are shuffled together.
+        shuffle_buffer_size: How many rows are shuffled together.
         streams: The number of canonical streams that the shards are dealt to.
     """
 
     shuffle: bool
     seed: int
-    window: int
+    shuffle_buffer_size: int
     streams: int = 1
 
     def shards(self, num_shards: int, epoch: int, stream: int) -> list[int]:

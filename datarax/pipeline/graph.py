@@ -12,6 +12,8 @@ from datarax.errors import closest, listed
 
 Stage = nnx.Module | Callable[..., Any]
 
+Edges = Iterable[tuple[str, str]] | Mapping[str, str | Iterable[str]]
+
 SOURCE = "source"
 """The node that stands for the source's batch."""
 
@@ -21,7 +23,8 @@ class Graph(nnx.Module):
 
     Args:
         nodes: Stages by name.
-        edges: Pairs (from, to) of names; `"source"` is the source's batch.
+        edges: Pairs (from, to) of names, or a mapping from a name to those that its result goes
+            to; `"source"` is the source's batch.
         sink: The node whose result is the batch.
 
     Raises:
@@ -29,14 +32,14 @@ class Graph(nnx.Module):
         ValueError: If an edge or `sink` names no node, or the edges go round in a circle.
     """
 
-    def __init__(self, nodes: Mapping[str, Stage], edges: Iterable[tuple[str, str]], sink: str):
+    def __init__(self, nodes: Mapping[str, Stage], edges: Edges, sink: str):
         for name, stage in nodes.items():
             if not callable(stage):
                 raise TypeError(
                     f"stage {name!r} is {stage!r}: expected an nnx.Module or a function from batch "
                     "to batch."
                 )
-        edges = [tuple(edge) for edge in edges]
+        edges = _pairs(edges)
         for name in [sink, *(name for edge in edges for name in edge)]:
             if name not in nodes and name != SOURCE:
                 raise ValueError(
@@ -52,8 +55,8 @@ class Graph(nnx.Module):
         self._modules = nnx.data({n: s for n, s in nodes.items() if isinstance(s, nnx.Module)})
         self._functions = tuple((n, s) for n, s in nodes.items() if n not in self._modules)
         self._inputs = tuple((name, inputs[name]) for name in names if name != SOURCE)
-        # A stage's keys depend on its place among the nodes, not on the order they run in.
-        self._places = tuple((name, i) for i, name in enumerate(nodes) if takes_key(nodes[name]))
+        # A stage's keys depend on its number among the nodes, not on the order they run in.
+        self._keyed = tuple((name, i) for i, name in enumerate(nodes) if takes_key(nodes[name]))
         self._sink = sink
 
     @classmethod
@@ -68,7 +71,7 @@ class Graph(nnx.Module):
                 f"stages is a {type(stages).__name__}: expected a list of modules or functions, "
                 "stages=[...], which may be empty."
             )
-        names = [str(place) for place in range(len(stages))]
+        names = [str(number) for number in range(len(stages))]
         edges = zip([SOURCE, *names], names, strict=False)
         return cls(dict(zip(names, stages, strict=True)), edges, names[-1] if names else SOURCE)
 
@@ -77,7 +80,9 @@ class Graph(nnx.Module):
         """Whether there is no stage: batches come out as they go in."""
         return not self._inputs
 
-    def __call__(self, batch: dict[str, Any], key, epochs, positions) -> dict[str, Any]:
+    def __call__(
+        self, batch: dict[str, Any], key: jax.Array, epochs: jax.Array, positions: jax.Array
+    ) -> Any:
         """Puts a batch through the stages; traceable.
 
         Args:
@@ -92,13 +97,13 @@ class Graph(nnx.Module):
         Raises:
             TypeError: If a stage returns None.
         """
-        functions, places = dict(self._functions), dict(self._places)
+        functions, keyed = dict(self._functions), dict(self._keyed)
         results = {SOURCE: batch}
         for name, inputs in self._inputs:
             stage = self._modules[name] if name in self._modules else functions[name]
             arguments = [results[i] for i in inputs]
-            if name in places:
-                keys = record_keys(jax.random.fold_in(key, places[name]), epochs, positions)
+            if name in keyed:
+                keys = record_keys(jax.random.fold_in(key, keyed[name]), epochs, positions)
                 results[name] = stage(*arguments, key=keys)
             else:
                 results[name] = stage(*arguments)
@@ -107,7 +112,46 @@ class Graph(nnx.Module):
         return results[self._sink]
 
 
-def record_keys(key, epochs, positions) -> jax.Array:
+def _pairs(edges: Edges) -> list[tuple[str, str]]:
+    if isinstance(edges, Mapping):
+        edges = [
+            (before, after)
+            for before, names in edges.items()
+            for after in ([names] if isinstance(names, str) else names)
+        ]
+    pairs = [(edge,) if isinstance(edge, str) else tuple(edge) for edge in edges]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise ValueError(
+                f"The edge {pair} is no pair: expected (from, to), as in "
+                '[("source", "double"), ("double", "both")], or {"source": ["double"]}.'
+            )
+    return pairs
+
+
+def formed(
+    definition: Any,
+    state: Any,
+    stored: dict[str, Any],
+    key: jax.Array,
+    epochs: jax.Array,
+    positions: jax.Array,
+) -> tuple[Any, Any]:
+    """Returns a batch after the stages, and their variables; traceable.
+
+    Args:
+        definition: The definition of a `Graph`, from `nnx.split`.
+        state: Its variables.
+        stored: The source's batch, arrays of shape `(size, ...)`.
+        key: The pipeline's key.
+        epochs: Epoch of each record, `uint32` of shape `(size,)`.
+        positions: Position of each record within its epoch, `uint32` of shape `(size,)`.
+    """
+    graph = nnx.merge(definition, state, copy=True)
+    return graph(stored, key, epochs, positions), nnx.state(graph)
+
+
+def record_keys(key: jax.Array, epochs: jax.Array, positions: jax.Array) -> jax.Array:
     """Returns one key a record, which depends on nothing but `key`, its epoch and its position."""
 
     def fold(epoch, position):

@@ -1,25 +1,22 @@
 """A pipeline: a source, the stages its batches go through, and a batch size."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax.columns.rows import has_host, merged, parted, with_host_rows
+from datarax.columns.rows import absent_of
 from datarax.errors import expect_between, listed
-from datarax.order.canonical import Deal, expect_multiple, with_shards, without_shards
+from datarax.order.canonical import expect_multiple, with_shards, without_shards
 from datarax.order.epochs import steps_per_epoch
+from datarax.order.order import Order
 from datarax.order.permutation import MAX_RECORDS
-from datarax.pipeline import programs
-from datarax.pipeline.graph import Graph, Stage
-from datarax.sources.eager import EagerSourceBase
-from datarax.sources.mixed import MixedSource
-from datarax.sources.streaming import StreamingSourceBase
-
-Source = EagerSourceBase | StreamingSourceBase | MixedSource
+from datarax.pipeline.batches import ReadBatches, TracedBatches, staged
+from datarax.pipeline.graph import Edges, Graph, Stage
+from datarax.sources.source import Source
 
 
 class Pipeline(nnx.Module):
@@ -30,6 +27,7 @@ class Pipeline(nnx.Module):
     what it draws does not depend on the batch size, the devices or where a run was resumed.
 
     The position is the source's: it moves with the batches, and `get_state` is the source's.
+    `pipeline(batch)` puts a batch of your own through the stages.
 
     Args:
         source: An eager source, a stream or a mixture.
@@ -71,12 +69,7 @@ class Pipeline(nnx.Module):
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
         expect_between("shards", shards, 1, MAX_RECORDS)
         expect_multiple(batch_size, shards)
-        self.is_stream = not isinstance(source, EagerSourceBase)
-        if shards > 1:
-            if self.is_stream:
-                source = _split(source, shards)
-            else:
-                Deal(source.length, shards)  # raises where there are too few records
+        source = source if shards == 1 else source.sharded(shards)
         if not isinstance(rngs, nnx.Rngs | None):
             raise TypeError(f"rngs={rngs!r}: expected random streams, rngs=nnx.Rngs(0).")
         if rngs is not None and "default" not in rngs:
@@ -89,7 +82,6 @@ class Pipeline(nnx.Module):
         self.stages = stages if isinstance(stages, Graph) else Graph.chain(stages)
         self.batch_size = batch_size
         self.drop_remainder = drop_remainder
-        self._host = nnx.static(source.host_columns() if self.is_stream else ())
         self.key = nnx.Variable((nnx.Rngs(source.seed) if rngs is None else rngs)())
 
     @classmethod
@@ -98,7 +90,7 @@ class Pipeline(nnx.Module):
         *,
         source: Source,
         nodes: Mapping[str, Stage],
-        edges: Iterable[tuple[str, str]],
+        edges: Edges,
         sink: str,
         batch_size: int,
         rngs: nnx.Rngs | None = None,
@@ -108,9 +100,9 @@ class Pipeline(nnx.Module):
         Args:
             source: An eager source, a stream or a mixture; its batches are the node `"source"`.
             nodes: Stages by name.
-            edges: Pairs (from, to). A node gets the results of those before it as positional
-                arguments, in the order of the edges; one without an edge to it gets the source's
-                batch.
+            edges: Pairs (from, to), or a mapping from a node to those that its result goes to. A
+                node gets the results of those before it as positional arguments, in the order of
+                the edges; one without an edge to it gets the source's batch.
             sink: The node whose result is the batch.
             batch_size: Records in a batch.
             rngs: Random streams of the stages' keys.
@@ -144,25 +136,30 @@ class Pipeline(nnx.Module):
         It begins as a `for` over the source does: at epoch 0 first, where `set_state` put it, and
         otherwise at the start of the next epoch.
         """
-        return self._stream_epoch() if self.is_stream else self._epoch()
+        return self._batches().epoch(self.drop_remainder)
 
-    def _epoch(self):
-        length = self.source.length
-        epoch, index = self.source.begin_epoch()
-        while index < length:
-            size = min(self.batch_size, length - index)
-            if size < self.batch_size and self.drop_remainder:
-                self.source.move(epoch + 1, 0)
-                return
-            batch = self._batch(np.int32(epoch), np.int32(index))
-            index += size
-            self.source.move(*((epoch, index) if index < length else (epoch + 1, 0)))
-            yield batch if size == self.batch_size else _first(size, batch)
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        """Puts a batch through the stages; traceable.
 
-    def _stream_epoch(self):
-        for block in self.source.epoch_blocks(self.batch_size):
-            if block.valid.all() or not self.drop_remainder:
-                yield self._of_block(block)
+        Its host columns ride along. A stage that draws gets the keys of the records of epoch 0,
+        from the first on, so the same batch gives the same result each time.
+
+        Args:
+            batch: Nested dict of arrays of shape `(size, ...)`, and of object arrays.
+
+        Returns:
+            What the last stage returned, and the host columns.
+
+        Example:
+            >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(4.0)})
+            >>> pipeline = Pipeline(source=source, stages=[stages.Map("x", jnp.exp)], batch_size=2)
+            >>> pipeline({"x": np.zeros(3, np.float32)})["x"].tolist()
+            [1.0, 1.0, 1.0]
+        """
+        batch = jax.tree.map(lambda x: x if hasattr(x, "dtype") else np.asarray(x), batch)
+        ranks = np.arange(len(jax.tree.leaves(batch)[0]), dtype=np.uint32)
+        absent = absent_of(self.source.host_columns())
+        return staged(self.stages, self.key.get_value(), batch, absent, np.uint32(0), ranks)
 
     def step(self) -> dict[str, Any]:
         """Returns the next batch, always full: it runs on into the next epoch. Traceable.
@@ -172,16 +169,7 @@ class Pipeline(nnx.Module):
         Returns:
             What the last stage returned, and the source's host columns where nothing is traced.
         """
-        if self.is_stream:
-            block = self.source.read_batches(1, self.batch_size)
-            if not block.filled:
-                self.source.next_epoch()
-                block = self.source.read_batches(1, self.batch_size)
-            return self._of_block(block)
-        epoch, index = self._position()
-        batch = self._batch(epoch, index)
-        self.source.move(*programs.advance(epoch, index, self.batch_size, self.source.length))
-        return batch
+        return self._batches().step()
 
     def scan(
         self,
@@ -212,68 +200,38 @@ class Pipeline(nnx.Module):
         Raises:
             NotImplementedError: If the source is a stream.
         """
-        if self.is_stream:
-            raise NotImplementedError(
-                f"{type(self.source).__name__} is a stream, which a compiled loop cannot index: "
-                "call step() in a loop of your own, or train with trainers.Trainer."
-            )
         expect_between("length", length, 1, 2**31 - 1)
-        definition, state = nnx.split((self.stages, tuple(modules)))
-        epoch, index = self._position()
-        (state, epoch, index, carry), out = programs.scan(
-            (step_fn, length, init_carry is not None, self._static(), definition),
-            (state, epoch, index, init_carry),
-            (self.source.data, self.source.order_seed(), self.key.get_value()),
+        return self._batches().scan(step_fn, length, tuple(modules), init_carry)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the source's batches are read in order, rather than formed by arithmetic."""
+        return not self.source.is_traceable
+
+    @property
+    def order(self) -> Order:
+        """The order of a source whose batches are formed by arithmetic, with canonical shards."""
+        return dataclasses.replace(self.source.order, shards=self.shards)
+
+    def _batches(self) -> TracedBatches | ReadBatches:
+        given = self.source, self.stages, self.key.get_value(), self.batch_size
+        return (
+            TracedBatches(*given, self.order) if self.source.is_traceable else ReadBatches(*given)
         )
-        nnx.update((self.stages, tuple(modules)), state)
-        self.source.move(epoch, index)
-        return out if init_carry is None else (carry, out)
-
-    def _position(self):
-        # As int32 arrays, whether ints or traced: one dtype means one trace.
-        position = self.source.epoch.get_value(), self.source.index.get_value()
-        return tuple(jnp.asarray(x, jnp.int32) for x in position)
-
-    def _batch(self, epoch, index):
-        definition, state = nnx.split(self.stages)
-        data = (self.source.data, self.source.order_seed(), self.key.get_value())
-        batch, state, records = programs.step(
-            (*self._static(), definition), state, epoch, index, data
-        )
-        nnx.update(self.stages, state)
-        columns = self.source.data
-        if not has_host(columns) or isinstance(records, jax.core.Tracer):
-            return batch
-        if not isinstance(batch, dict):  # without names there is no place for host columns
-            return batch
-        records = np.asarray(records)
-        rest = {k: v for k, v in columns.items() if k in batch or has_host({k: v})}
-        return {**with_host_rows({**batch}, rest, records), **batch}
-
-    def _of_block(self, block):
-        """Returns a block's only batch after the stages, the records that count."""
-        columns = jax.tree.map(lambda column: column[0], block.columns)
-        arrays, host = parted(columns, self._host)
-        definition, state = nnx.split(self.stages)
-        batch, state = programs.stage(
-            definition, state, arrays, self.key.get_value(), np.uint32(block.epoch), block.ranks[0]
-        )
-        nnx.update(self.stages, state)
-        batch = merged(host, batch) if isinstance(batch, dict) else batch
-        if block.valid.all():
-            return batch
-        # Of canonical streams, one may have ended before another: they are not the first ones.
-        records = np.flatnonzero(block.valid[0])
-        return jax.tree.map(lambda x: x[records], batch)
-
-    def _static(self):
-        return self.batch_size, self.source.length, self.shards
 
     # --- state -----------------------------------------------------------------------------------
 
+    def position(self) -> Any:
+        """Returns where the source stands: `state_at` makes a state of it, also later."""
+        return self.source.position()
+
+    def state_at(self, position: Any) -> dict[str, Any]:
+        """Returns what `get_state` returns when the source stands at `position`."""
+        return with_shards(self.source.state_at(position), self.shards)
+
     def get_state(self) -> dict[str, Any]:
         """Returns the source's state: position, order and fingerprint."""
-        return with_shards(self.source.get_state(), self.shards)
+        return self.state_at(self.position())
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores the position; see the source's `set_state`.
@@ -292,19 +250,6 @@ class Pipeline(nnx.Module):
         """Number of batches that iterating one epoch gives."""
         if self.source.length is None:
             raise TypeError("The source is a stream of unknown length: so is the pipeline.")
-        if self.drop_remainder:
-            return self.source.length // self.batch_size
-        return steps_per_epoch(self.source.length, self.batch_size)
-
-
-def _split(source, shards):
-    if not isinstance(source, StreamingSourceBase):
-        raise ValueError(
-            f"shards={shards}, but a {type(source).__name__} has no files to deal out: write "
-            "shards=1."
+        return steps_per_epoch(
+            self.source.length, self.batch_size, drop_remainder=self.drop_remainder
         )
-    return source.split(shards)
-
-
-def _first(size, batch):
-    return jax.tree.map(lambda x: x[:size], batch)

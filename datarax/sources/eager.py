@@ -1,37 +1,32 @@
-"""The base of sources that hold all their columns: what holds for every one."""
+"""The base of sources that hold all their columns, and index them in compiled programs."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 from flax import nnx
 
 from datarax.columns.fingerprint import fingerprint_arrays
-from datarax.columns.host import HostColumn
-from datarax.columns.rows import gather, has_host, with_host_rows
+from datarax.columns.host import HostColumn, is_host
+from datarax.columns.rows import absent_of, gather, has_host, with_host_rows, without_host
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig
-from datarax.order.epochs import key_seed, window
+from datarax.order.epochs import key_seed
+from datarax.order.order import Order
 from datarax.order.permutation import MAX_RECORDS
-from datarax.pipeline import programs
-from datarax.sources.eager_state import OrderedRecords
-from datarax.sources.placement import Placements, place, without_host
+from datarax.sources.placement import Placements, to_default_device
+from datarax.sources.random_access import RandomAccessSource
 
 _ITERATION_BLOCK = 256  # rows gathered at once while iterating record by record
 
 
-@dataclasses.dataclass(frozen=True)
-class SourceConfigBase(DataraxModuleConfig):
-    """Base of the sources' configurations."""
-
-
-class EagerSourceBase(OrderedRecords):
+class EagerSourceBase(RandomAccessSource):
     """A source that holds all its columns, and hands out any batch of them by arithmetic.
 
-    Subclasses load a dict of columns and pass it on; batches and iteration are here, order,
-    position and state in `OrderedRecords`.
+    Subclasses load a dict of columns and pass it on. Order, position and state are those of
+    `RandomAccessSource`.
 
     Args:
         config: The subclass's configuration.
@@ -42,7 +37,8 @@ class EagerSourceBase(OrderedRecords):
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order, from 0 to 2**32 - 1.
         fingerprint: Fingerprint of the data's content; computed from `data` where None.
-        revision: What the data was resolved to, such as a commit of the Hub; part of the state.
+        revision: The version that the data was resolved to, such as a commit of the Hub; part of
+            the state.
         rngs: Random streams that the source keeps; they never decide the order.
         name: A name for messages.
 
@@ -57,6 +53,8 @@ class EagerSourceBase(OrderedRecords):
         >>> Squares(10).get_batch(3)["y"]
         Array([0., 1., 4.], dtype=float32)
     """
+
+    is_traceable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -101,7 +99,7 @@ class EagerSourceBase(OrderedRecords):
 
         They move to the default device when this is first touched; until then they are host memory.
         """
-        place(self.columns)
+        to_default_device(self.columns)
         return self._columns
 
     def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
@@ -111,15 +109,15 @@ class EagerSourceBase(OrderedRecords):
             rows: Row numbers, integers of shape `(k,)`.
         """
 
-        def some(column):
-            return column.select(rows) if _is_host(column) else np.asarray(column[rows])
+        def some(column: Any) -> Any:
+            return column.select(rows) if is_host(column) else np.asarray(column[rows])
 
-        return jax.tree.map(some, self.columns, is_leaf=_is_host)
+        return jax.tree.map(some, self.columns, is_leaf=is_host)
 
     def host_columns(self) -> tuple[HostColumn, ...]:
         """Returns the columns that are no arrays, nested ones too."""
-        nodes = jax.tree.leaves(self.columns, is_leaf=_is_host)
-        return tuple(node for node in nodes if _is_host(node))
+        nodes = jax.tree.leaves(self.columns, is_leaf=is_host)
+        return tuple(node for node in nodes if is_host(node))
 
     def collect_to_array(self, sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
         """Returns all array columns, placed as `sharding` says.
@@ -133,13 +131,16 @@ class EagerSourceBase(OrderedRecords):
     def placed_on(self, sharding: jax.sharding.Sharding) -> Self:
         """Returns a clone whose array columns are on the devices of `sharding`.
 
-        A device that holds a column already is not given it again, neither by a second call.
+        A device that holds a column already is not given it again, neither by a second call. Where
+        the default device holds a whole column there, this source gives up its host memory.
 
         Args:
             sharding: Where to place them; its devices may belong to several processes.
         """
         clone = self.clone()
-        clone._columns = nnx.data(self._placements.of(self.columns, sharding))
+        placed, own = self._placements.of(self.columns, sharding)
+        clone._columns = nnx.data(placed)
+        self._columns.update(own)
         return clone
 
     def element_spec(self) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class EagerSourceBase(OrderedRecords):
         return jax.tree.map(
             lambda column: jax.ShapeDtypeStruct(column.shape[1:], column.dtype),
             self.columns,
-            is_leaf=_is_host,
+            is_leaf=is_host,
         )
 
     # --- batches ---------------------------------------------------------------------------------
@@ -184,17 +185,18 @@ class EagerSourceBase(OrderedRecords):
         expect_between("size", size, 1, MAX_RECORDS)
         if key is None and self.is_random_order:
             raise ValueError(
-                f"{self._label()} is in random order, and get_batch_at keeps no epoch: write "
+                f"{self.label} is in random order, and get_batch_at keeps no epoch: write "
                 "key=jax.random.key(seed + epoch), or set_random_order(False)."
             )
-        seed = key_seed(key) if self.is_random_order else None
+        # The epoch is in the key, so that of the order is 0.
+        seed = key_seed(key) if self.is_random_order else 0
+        order = Order(self.length, seed, shuffle=self.is_random_order)
         if isinstance(start, (int, np.integer)):
             start = int(start) % self.length
-        if _traced(start, seed, *jax.tree.leaves(self.columns)):
-            records = window(start, size, num_records=self.length, seed=seed)
-            return gather(self.data, records)
-        rows, records = programs.window(self.data, start, seed, size, self.length)
-        return self._with_host_rows(rows, records)
+        columns = without_host(self.data)
+        if _traced(start, seed, *jax.tree.leaves(columns)):
+            return gather(columns, order.window(0, start, size), absent_of(self.host_columns()))
+        return self._with_host_rows(*_window(columns, order, start, size))
 
     def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
         """Returns the next `batch_size` records, running on into the next epoch.
@@ -214,15 +216,20 @@ class EagerSourceBase(OrderedRecords):
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
         if _traced(self.epoch.get_value(), self.index.get_value()):
             raise TypeError(
-                f"get_batch moves {self._label()}, which a compiled function cannot: write "
+                f"get_batch moves {self.label}, which a compiled function cannot: write "
                 "get_batch_at(start, size, key) there, or Pipeline(...).step()."
             )
-        epoch, index = self._position()
-        batch = self._rows(epoch, index, batch_size)
-        epochs, index = divmod(index + batch_size, self.length)
-        self.move(epoch + epochs, index)
-        self._applied.set_value(self._applied.get_value() + batch_size)
+        batch = self._rows(*self.position(), batch_size)
+        self.advance(batch_size)
+        self._counts.applied += batch_size
         return batch
+
+    def take(self, count: int, step: int) -> Iterator[dict[str, Any]]:
+        """Yields the next `count` records, and some more: see `Source.take`."""
+        if count:
+            yield self._rows(*self.position(), -(-count // step) * step)
+            self.advance(count)
+            self._counts.applied += count
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the records of one epoch.
@@ -230,21 +237,21 @@ class EagerSourceBase(OrderedRecords):
         The first `for` is epoch 0; later ones go on where `set_state` set the position, and
         otherwise begin the next epoch. The position moves with the loop.
         """
-        epoch, index = self.begin_epoch()
+        self.begin_epoch()
+        epoch, index = self.position()
         while index < self.length:
             size = min(_ITERATION_BLOCK, self.length - index)
             for record in _records(self._rows(epoch, index, size), size):
                 index += 1
                 self.move(*((epoch, index) if index < self.length else (epoch + 1, 0)))
-                self._applied.set_value(self._applied.get_value() + 1)
+                self._counts.applied += 1
                 yield record
 
-    def _rows(self, epoch, index, size):
-        seed = self.order_seed()
-        rows, records = programs.run_on(self.data, epoch, index, seed, size, self.length)
-        return self._with_host_rows(rows, records)
+    def _rows(self, epoch: int, index: int, size: int) -> dict[str, Any]:
+        columns = without_host(self.data)
+        return self._with_host_rows(*_run_on(columns, self.order, epoch, index, size))
 
-    def _with_host_rows(self, rows, records):
+    def _with_host_rows(self, rows: dict[str, Any], records: jax.Array) -> dict[str, Any]:
         if not has_host(self.columns):
             return rows
         return with_host_rows(rows, self.columns, np.asarray(records))
@@ -259,22 +266,32 @@ class EagerSourceBase(OrderedRecords):
 # --- pure parts ------------------------------------------------------------------------------
 
 
-def _is_host(column) -> bool:
-    return isinstance(column, HostColumn)
+@partial(jax.jit, static_argnames="size")
+def _window(columns, order, start, size):
+    """Returns the rows at positions of the order's epoch 0, and their numbers."""
+    records = order.window(0, start, size)
+    return gather(columns, records), records
 
 
-def _traced(*values) -> bool:
+@partial(jax.jit, static_argnames="size")
+def _run_on(columns, order, epoch, index, size):
+    """Returns the rows from a position on into the next epochs, and their numbers."""
+    records = order.run_on(epoch, index, size)
+    return gather(columns, records), records
+
+
+def _traced(*values: Any) -> bool:
     return any(isinstance(value, jax.core.Tracer) for value in values)
 
 
-def _records(rows, size) -> Iterator[dict[str, Any]]:
+def _records(rows: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
     leaves, structure = jax.tree.flatten(rows)
     for values in zip(*(list(leaf) for leaf in leaves), strict=True):
         yield jax.tree.unflatten(structure, values)
 
 
-def _common_length(data) -> int:
-    columns = jax.tree.leaves_with_path(data, is_leaf=_is_host)
+def _common_length(data: Any) -> int:
+    columns = jax.tree.leaves_with_path(data, is_leaf=is_host)
     lengths = {jax.tree_util.keystr(path): len(column) for path, column in columns}
     if not lengths or not all(lengths.values()):
         raise ValueError(

@@ -10,7 +10,8 @@ from flax import nnx
 
 from datarax.columns.host import HostColumn, object_array
 from datarax.module import expect_config
-from datarax.sources.eager import EagerSourceBase, SourceConfigBase
+from datarax.sources.eager import EagerSourceBase
+from datarax.sources.source import SourceConfigBase
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """A mixture: records of several sources, in fixed proportions."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +13,15 @@ from flax import nnx
 from datarax.columns.host import HostColumn
 from datarax.columns.rows import on_device
 from datarax.errors import expect_between
-from datarax.module import DataraxModule, expect_dict
-from datarax.order.draws import Draws
+from datarax.module import expect_dict, register_host_state
+from datarax.order.draws import MixtureDraws
 from datarax.order.permutation import MAX_RECORDS
-from datarax.sources.eager import EagerSourceBase, SourceConfigBase
-from datarax.sources.streaming import StreamingSourceBase
+from datarax.sources.source import Source, SourceConfigBase
 from datarax.stream.block import Block
 
 STATE_VERSION = 2
+
+register_host_state(MixtureDraws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +30,14 @@ class MixedSourceConfig(SourceConfigBase):
 
 
 class MixedPosition(NamedTuple):
-    """Where a mixture is: of it `MixedSource.state_at` makes a state."""
+    """Where a mixture stands: its draws, and the positions of its sources."""
 
     draws: int
     ups: tuple[int, ...]
     sources: tuple[Any, ...]
 
 
-class MixedSource(DataraxModule):
+class MixedSource(Source):
     """Records of several sources in fixed proportions: an unbounded stream.
 
     Each round of 1,000 draws holds `1000 * weight` records of each source, to within one, evenly
@@ -48,7 +50,8 @@ class MixedSource(DataraxModule):
         name: A name for messages.
 
     Raises:
-        ValueError: If the columns differ, or the weights do not fit the sources.
+        ValueError: If the columns or the names of their classes differ, or the weights do not fit
+            the sources.
         TypeError: If something is no source.
 
     Example:
@@ -57,6 +60,8 @@ class MixedSource(DataraxModule):
         >>> MixedSource([low, high], weights=[3, 1]).get_batch(8)["x"].tolist()
         [0, 1, 100, 2, 3, 4, 101, 5]
     """
+
+    is_endless: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,7 +75,7 @@ class MixedSource(DataraxModule):
         sources, weights = list(sources), list(weights)
         _check(sources, weights)
         self.sources = nnx.List(sources)
-        self._draws = Draws(weights)
+        self._draws = MixtureDraws(weights)
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -83,27 +88,34 @@ class MixedSource(DataraxModule):
         return None
 
     def __len__(self) -> int:
-        raise TypeError(f"{self._label()} has no length: a mixture never ends.")
-
-    def __bool__(self) -> bool:
-        return True
+        raise TypeError(f"{self.label} has no length: a mixture never ends.")
 
     def element_spec(self) -> dict[str, Any]:
-        """Returns the shape and dtype of one record; see `EagerSourceBase.element_spec`."""
+        """Returns the shape and dtype of one record; see `Source.element_spec`."""
         return self.sources[0].element_spec()
 
     @property
-    def features(self) -> Any:
-        """The features of the records, where the first source has some."""
-        return getattr(self.sources[0], "features", None)
+    def features(self) -> Mapping[str, Any]:
+        """The features of the first source's columns, by name; empty where none are known."""
+        return self.sources[0].features
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprints of the sources."""
+        return "+".join(source.fingerprint for source in self.sources)
 
     @property
     def seed(self) -> int:
         """The first source's seed."""
         return self.sources[0].seed
 
+    @property
+    def is_random_order(self) -> bool:
+        """Whether any of the sources is read in random order."""
+        return any(source.is_random_order for source in self.sources)
+
     def host_columns(self) -> tuple[HostColumn, ...]:
-        """Returns the host columns; see `StreamingSourceBase.host_columns`."""
+        """Returns the columns that are no arrays; see `Source.host_columns`."""
         return self.sources[0].host_columns()
 
     def get_batch(self, batch_size: int) -> dict[str, Any]:
@@ -123,28 +135,23 @@ class MixedSource(DataraxModule):
         before = self.position()
         try:
             chosen = self._draws.take(batch_size)
-            parts, place, offset = [], np.empty(batch_size, np.int64), 0
+            parts, row, read = [], np.empty(batch_size, np.int64), 0
             for number, source in enumerate(self.sources):
                 mine = np.flatnonzero(chosen == number)
-                place[mine] = offset + np.arange(len(mine))
-                for part in _next(source, len(mine), batch_size):
-                    offset += len(jax.tree.leaves(part)[0])
+                row[mine] = read + np.arange(len(mine))
+                for part in source.take(len(mine), step=-(-batch_size // 8)):
+                    read += len(jax.tree.leaves(part)[0])
                     parts.append(part)
         except BaseException:
             self.rewind(self.state_at(before))
             raise
-        return jax.tree.map(lambda *columns: _joined(columns)[place], *parts)
+        self._counts.applied += batch_size
+        return jax.tree.map(lambda *columns: _joined(columns)[row], *parts)
 
-    def get_batch_at(self, start: Any, size: int, key: jax.Array | None = None) -> dict[str, Any]:
-        """Raises, since a mixture cannot be indexed.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            f"{self._label()} is a mixture and cannot be indexed: use get_batch(n) or iterate over "
-            "it."
-        )
+    def take(self, count: int, step: int) -> Iterator[dict[str, Any]]:
+        """Yields the next `count` records in one part; see `Source.take`."""
+        if count:
+            yield self.get_host_batch(count)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields records without end."""
@@ -156,13 +163,12 @@ class MixedSource(DataraxModule):
         while True:
             yield self.get_host_batch(batch_size)
 
-    def epoch_blocks(self, batch_size: int) -> Iterator[Block]:
-        """Yields batches, each as a `Block` of one, without end."""
-        while True:
-            yield self.read_batches(1, batch_size)
+    def begin_epoch(self) -> bool:
+        """Does nothing: a `for` goes on where the mixture stands, since it has no epochs."""
+        return False
 
     def read_batches(self, batches: int, batch_size: int) -> Block:
-        """Returns the next batches stacked; see `StreamingSourceBase.read_batches`."""
+        """Returns the next batches stacked; see `Source.read_batches`."""
         positions, read = [self.position()], []
         for _ in range(batches):
             read.append(self.get_host_batch(batch_size))
@@ -177,31 +183,21 @@ class MixedSource(DataraxModule):
     # --- state -----------------------------------------------------------------------------------
 
     def position(self) -> MixedPosition:
-        """Returns where the mixture is."""
-        marks = (
-            s.position() if isinstance(s, StreamingSourceBase) else s.get_state()
-            for s in self.sources
-        )
-        return MixedPosition(self._draws.done, self._draws.ups, tuple(marks))
+        """Returns where the mixture stands: `state_at` makes a state of it, also later."""
+        sources = tuple(source.position() for source in self.sources)
+        return MixedPosition(self._draws.done, self._draws.ups, sources)
 
     def state_at(self, position: MixedPosition) -> dict[str, Any]:
-        """Returns what `get_state` returns when the mixture is at `position`."""
-        states = [
-            source.state_at(mark) if isinstance(source, StreamingSourceBase) else mark
-            for source, mark in zip(self.sources, position.sources, strict=True)
-        ]
+        """Returns what `get_state` returns when the mixture stands at `position`."""
+        pairs = zip(self.sources, position.sources, strict=True)
         return {
             "version": STATE_VERSION,
             "epoch": 0,  # it never ends
             "index": position.draws,
             "ups": list(position.ups),
             "weights": list(self.weights),
-            "sources": states,
+            "sources": [source.state_at(its) for source, its in pairs],
         }
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns the number of draws, `index`, and the sources' states: JSON-able, no data."""
-        return self.state_at(self.position())
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what `get_state` returned, of a mixture of the same data.
@@ -219,7 +215,7 @@ class MixedSource(DataraxModule):
             )
         if list(state["weights"]) != own["weights"]:
             raise ValueError(
-                f"The state is of a mixture with weights={state['weights']}, {self._label()} has "
+                f"The state is of a mixture with weights={state['weights']}, {self.label} has "
                 f"{own['weights']}. Restore it with those, or begin anew."
             )
         try:
@@ -251,37 +247,15 @@ class MixedSource(DataraxModule):
             source.set_random_order(enabled)
 
     def close(self) -> None:
-        """Closes the files of the streams among the sources."""
+        """Closes what the sources have open."""
         for source in self.sources:
-            if isinstance(source, StreamingSourceBase):
-                source.close()
+            source.close()
 
     def clone(self) -> Self:
         """Returns a mixture at the same position that moves on its own."""
         clone = type(self)([s.clone() for s in self.sources], self.weights, name=self.name)
         clone._draws.go_to(self._draws.done, self._draws.ups)
         return clone
-
-    def _label(self) -> str:
-        return self.name or type(self).__name__
-
-
-def _next(source: Any, count: int, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Yields the next records of a source; of an eager one perhaps some more, which stay its next.
-
-    Its batches are compiled for each size, and how many are asked for changes with every batch.
-    """
-    if isinstance(source, StreamingSourceBase):
-        while count:
-            batch = source.get_host_batch(count)
-            count -= len(jax.tree.leaves(batch)[0])
-            yield batch
-    elif count:
-        step = -(-batch_size // 8)
-        epoch, index = int(source.epoch.get_value()), int(source.index.get_value())
-        yield source.get_batch(-(-count // step) * step)
-        epochs, index = divmod(index + count, source.length)
-        source.move(epoch + epochs, index)
 
 
 def _joined(columns: Sequence[Any]) -> Any:
@@ -297,15 +271,36 @@ def _check(sources: list[Any], weights: list[float]) -> None:
             "as in MixedSource([a, b], weights=[0.7, 0.3])."
         )
     for source in sources:
-        if not isinstance(source, (EagerSourceBase, StreamingSourceBase)):
+        if not isinstance(source, Source):
             raise TypeError(
                 f"{type(source).__name__} is no source: expected HFEagerSource, HFStreamingSource "
                 "or MemorySource."
             )
-    first = sources[0].element_spec()
+    first, names = sources[0].element_spec(), dict(_class_names(sources[0].features))
     for number, source in enumerate(sources[1:], 1):
         if (other := source.element_spec()) != first:
             raise ValueError(
                 f"The records of source 0 are {first}, those of source {number} {other}: give all "
                 "the same columns, with include_keys={...} or ds.map(...)."
             )
+        for column, given in _class_names(source.features):
+            if given != names.get(column, given):
+                raise ValueError(
+                    f"The classes of column {column!r} are {names[column]} in source 0, and {given}"
+                    f" in source {number}: one number would mean two classes. Give all the same "
+                    "names in the same order, with ds.cast_column(...) or ds.align_labels_with_"
+                    "mapping(...)."
+                )
+
+
+def _class_names(feature: Any, column: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yields the columns of class numbers among features, nested ones too, and their names."""
+    if isinstance(feature, datasets.ClassLabel):
+        yield column, feature.names
+    elif isinstance(feature, Mapping):
+        for name, inner in feature.items():
+            yield from _class_names(inner, f"{column}.{name}" if column else name)
+    elif isinstance(feature, list):
+        yield from _class_names(feature[0], column)
+    elif isinstance(feature, (datasets.List, datasets.LargeList)):
+        yield from _class_names(feature.feature, column)

@@ -1,35 +1,38 @@
 """Where a source stands in a dataset's canonical streams: its position, order and state."""
 
-from dataclasses import replace
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, Self
 
+import datasets
 import numpy as np
 from flax import nnx
 
 from datarax.columns.host import HostColumn
 from datarax.errors import expect_between
-from datarax.module import DataraxModule, DataraxModuleConfig
+from datarax.module import Counts, DataraxModuleConfig, register_host_state
 from datarax.order.permutation import MAX_RECORDS
-from datarax.order.windows import Order
+from datarax.order.windows import ShuffleOrder
+from datarax.sources.source import Source
 from datarax.stream.block import Block, read_block
 from datarax.stream.decoder import Decoder
 from datarax.stream.open_shard import ReadPolicy
 from datarax.stream.reader import first_rows
 from datarax.stream.schema import fingerprint
 from datarax.stream.shards import Shards
-from datarax.stream.state import STATE_VERSION, expect_fitting
+from datarax.stream.state import STATE_VERSION, expect_fitting, merge_states
 from datarax.stream.streams import Position, Streams
 
 
-class PositionedStreams(DataraxModule):
-    """What `StreamingSourceBase` is beside its batches: where it stands, and how it gets there.
+class PositionedStreams(Source):
+    """Position, order and state of a source that reads canonical streams.
 
     Args:
         config: The subclass's configuration.
-        shards: What is read.
+        shards: The shards that are read.
         order: The order of the records.
         policy: When a failure to read is an error.
-        revision: What the data was resolved to, such as a commit of the Hub.
+        revision: The version that the data was resolved to, such as a commit of the Hub.
         rngs: Random streams that the source keeps; they never decide the order.
         name: A name for messages.
 
@@ -41,7 +44,7 @@ class PositionedStreams(DataraxModule):
         self,
         config: DataraxModuleConfig,
         shards: Shards,
-        order: Order,
+        order: ShuffleOrder,
         policy: ReadPolicy,
         *,
         revision: str | None = None,
@@ -55,7 +58,6 @@ class PositionedStreams(DataraxModule):
         self.revision = revision
         self.fingerprint = fingerprint(shards, first)
         self._streams = Streams(shards, decoder, order, policy, opened=opened)
-        self._counts = _Counts()
         self._resumes = False  # whether a `for` goes on where `set_state` put it
 
     # --- what it is ------------------------------------------------------------------------------
@@ -64,17 +66,6 @@ class PositionedStreams(DataraxModule):
     def length(self) -> int | None:
         """The number of records in an epoch, None where it is not known."""
         return self._streams.shards.length
-
-    def __len__(self) -> int:
-        if self.length is None:
-            raise TypeError(
-                f"{self._label()} is a stream of unknown length: ask source.length, which is None, "
-                "or count its records by iterating over it."
-            )
-        return self.length
-
-    def __bool__(self) -> bool:
-        return True
 
     def element_spec(self) -> dict[str, Any]:
         """Returns the shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`.
@@ -85,12 +76,12 @@ class PositionedStreams(DataraxModule):
         return self._streams.decoder.spec()
 
     @property
-    def features(self) -> Any:
-        """The features of the columns that are read."""
+    def features(self) -> datasets.Features:
+        """The features of the columns that are read, by name."""
         return self._streams.decoder.features
 
     def host_columns(self) -> tuple[HostColumn, ...]:
-        """Returns the host columns, without rows: what they are called and why they are none."""
+        """Returns the host columns, without rows: their names, and why they are no arrays."""
         errors = self._streams.decoder.host_errors()
         empty = np.empty(0, object)
         return tuple(HostColumn(name, empty, reason=why) for name, why in errors.items())
@@ -123,7 +114,22 @@ class PositionedStreams(DataraxModule):
         self._reorder(seed=self.seed if seed is None else int(seed))
         self._begin(0)
 
-    # --- for a compiled loop ---------------------------------------------------------------------
+    # --- for many devices and processes ----------------------------------------------------------
+
+    def sharded(self, shards: int) -> Self:
+        """Returns a source at the start of epoch 0 that reads `shards` canonical streams."""
+        return self.split(shards)
+
+    def share(self, shards: int, reader: int, readers: int) -> tuple[Self, int]:
+        """Returns a source of a process's canonical streams, and how many processes share them."""
+        if shards == 1 or readers == 1:
+            return self, 1
+        return self.split(shards, reader, readers), readers
+
+    def joined_state(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns one state of those that all processes have; see `merge_states`."""
+        # Several processes may have read the same streams.
+        return merge_states(list({tuple(s["streams"]): s for s in states}.values()))
 
     def split(self, streams: int, process_index: int = 0, process_count: int = 1) -> Self:
         """Returns a source at the start of epoch 0 that reads one process's canonical streams.
@@ -150,14 +156,14 @@ class PositionedStreams(DataraxModule):
             )
         if streams > self._streams.shards.num_shards:
             raise ValueError(
-                f"{streams} streams, but {self._label()} has {self._streams.shards.num_shards} "
+                f"{streams} streams, but {self.label} has {self._streams.shards.num_shards} "
                 f"shards: use at most as many streams, or store the data in more files."
             )
         share = streams // process_count
         numbers = range(process_index * share, (process_index + 1) * share)
         source = nnx.clone(self)
-        source._counts = _Counts()
-        order = replace(self._streams.order, streams=streams)
+        source._counts = Counts()
+        order = dataclasses.replace(self._streams.order, streams=streams)
         source._streams = self._streams.fork(order=order, numbers=numbers)
         source._begin(0)
         return source
@@ -206,7 +212,7 @@ class PositionedStreams(DataraxModule):
             "order": {
                 "shuffle": order.shuffle,
                 "seed": order.seed,
-                "shuffle_buffer_size": order.window,
+                "shuffle_buffer_size": order.shuffle_buffer_size,
                 "streams": order.streams,
             },
             "fingerprint": self.fingerprint,
@@ -218,10 +224,6 @@ class PositionedStreams(DataraxModule):
         return self._streams.position()
 
     # --- state -----------------------------------------------------------------------------------
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns the exact position, the order and the data's fingerprint: JSON-able, no rows."""
-        return self.state_at(self.position())
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what `get_state` returned, of this source or of one with the same data.
@@ -236,7 +238,7 @@ class PositionedStreams(DataraxModule):
             TypeError: If `state` is no dict.
             ValueError: If its structure, data, revision, order or number of streams differ.
         """
-        expect_fitting(state, self.get_state(), self._streams.numbers, self._label())
+        expect_fitting(state, self.get_state(), self._streams.numbers, self.label)
         self._streams.load(state)
         self.epoch.set_value(state["epoch"])
         self._resumes = True
@@ -245,14 +247,6 @@ class PositionedStreams(DataraxModule):
         """Goes to a state of this source; a `for` begins the next epoch, as after a `break`."""
         self.set_state(state)
         self._resumes = False
-
-    def clone(self) -> Self:
-        """Returns a source at the same position that shares the shards and moves on its own."""
-        clone = nnx.clone(self)
-        clone._counts = _Counts(self._counts.applied, self._counts.skipped)
-        clone._streams = self._streams.fork()
-        clone._streams.load(self._streams.position().state(self._streams.numbers))
-        return clone
 
     def close(self) -> None:
         """Closes the files; the next record opens them again."""
@@ -273,8 +267,7 @@ class PositionedStreams(DataraxModule):
 
     def _reorder(self, **changes: Any) -> None:
         old = self._streams
-        order = Order(**{**vars(old.order), **changes})
-        self._streams = old.fork(order=order)
+        self._streams = old.fork(order=dataclasses.replace(old.order, **changes))
         old.close()
         self._begin(old.epoch)
 
@@ -284,11 +277,10 @@ class PositionedStreams(DataraxModule):
         if batch_size % streams:
             raise ValueError(
                 f"batch_size={batch_size}: expected a multiple of {streams}, the number of streams "
-                f"that {self._label()} reads; each gives as many records to every batch."
+                f"that {self.label} reads; each gives as many records to every batch."
             )
 
     def _count(self, applied: int, skipped: int) -> None:
-        # Plain numbers: setting the base's variables takes longer than reading a batch.
         self._counts.applied += applied
         self._counts.skipped += skipped
 
@@ -300,12 +292,7 @@ class PositionedStreams(DataraxModule):
 
     def reset_operation_stats(self) -> None:
         """Sets both counters to zero."""
-        self._counts = _Counts(skipped=-self._streams.bad_shards)
-
-    def _label(self) -> str:
-        return self.name or type(self).__name__
+        self._counts = Counts(skipped=-self._streams.bad_shards)
 
 
-class _Counts:
-    def __init__(self, applied: int = 0, skipped: int = 0):
-        self.applied, self.skipped = applied, skipped
+register_host_state(Streams)

@@ -10,9 +10,8 @@ from datarax.columns.rows import on_device
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig
 from datarax.order.permutation import MAX_RECORDS
-from datarax.order.windows import Order
+from datarax.order.windows import ShuffleOrder
 from datarax.sources.stream_state import PositionedStreams
-from datarax.stream.block import Block
 from datarax.stream.decoder import length_of, nested
 from datarax.stream.open_shard import ReadPolicy
 from datarax.stream.shards import Shards
@@ -30,13 +29,13 @@ class StreamingSourceBase(PositionedStreams):
 
     Args:
         config: The subclass's configuration.
-        shards: What is read: a number of shards that give Arrow tables.
+        shards: The shards that are read, which give Arrow tables.
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order, from 0 to 2**32 - 1; epoch `e` follows `(seed + e) % 2**32`.
         shuffle_buffer_size: How many rows are shuffled together.
         on_bad_rows: `"raise"` for an image or a shard that cannot be read, or `"skip"` it.
         timeout: Seconds without a row after which reading is an error; None: no limit.
-        revision: What the data was resolved to, such as a commit of the Hub.
+        revision: The version that the data was resolved to, such as a commit of the Hub.
         rngs: Random streams that the source keeps; they never decide the order.
         name: A name for messages.
 
@@ -72,7 +71,7 @@ class StreamingSourceBase(PositionedStreams):
         super().__init__(
             config,
             shards,
-            Order(bool(shuffle), int(seed), int(shuffle_buffer_size)),
+            ShuffleOrder(bool(shuffle), int(seed), int(shuffle_buffer_size)),
             ReadPolicy(timeout, on_bad_rows),
             revision=revision,
             rngs=rngs,
@@ -109,7 +108,14 @@ class StreamingSourceBase(PositionedStreams):
         for _ in range(2):
             if (batch := self._next_batch(batch_size)) is not None:
                 return batch
-        raise ValueError(f"{self._label()} has no record that can be read.")
+        raise ValueError(f"{self.label} has no record that can be read.")
+
+    def take(self, count: int, step: int) -> Iterator[dict[str, Any]]:
+        """Yields the next `count` records in parts, in host memory; see `Source.take`."""
+        while count:
+            batch = self.get_host_batch(count)
+            count -= len(jax.tree.leaves(batch)[0])
+            yield batch
 
     def _next_batch(self, batch_size: int) -> dict[str, Any] | None:
         """Returns the next batch, or begins the next epoch and returns None."""
@@ -123,19 +129,6 @@ class StreamingSourceBase(PositionedStreams):
         batch = joined(parts)
         self._count(length_of(batch), skipped)
         return nested(batch.items())
-
-    def get_batch_at(
-        self, start: int | jax.Array, size: int, key: jax.Array | None = None
-    ) -> dict[str, Any]:
-        """Raises, since a stream cannot be indexed.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} is a stream and cannot be indexed: use get_batch(n) or iterate "
-            "over it, or load it with HFEagerSource where it fits."
-        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the records of one epoch.
@@ -165,17 +158,6 @@ class StreamingSourceBase(PositionedStreams):
             if batch is not None:
                 yield batch
 
-    def epoch_blocks(self, batch_size: int) -> Iterator[Block]:
-        """Yields batches, each as a `Block` of one, to the end of an epoch, as `epoch_batches`."""
-        resumes = self.begin_epoch()
-        while (block := self.read_batches(1, batch_size)).filled or resumes:
-            if not block.filled:
-                self.next_epoch()
-            else:
-                yield block
-            resumes = False
-        self.next_epoch()
-
     def collect_to_array(self, num_records: int | None = None) -> dict[str, Any]:
         """Returns the next records as one array a column, on the default device.
 
@@ -187,7 +169,7 @@ class StreamingSourceBase(PositionedStreams):
         """
         if num_records is None and self.length is None:
             raise ValueError(
-                f"{self._label()} is a stream of unknown length: write "
+                f"{self.label} is a stream of unknown length: write "
                 "collect_to_array(num_records=...)."
             )
         wanted = self.length if num_records is None else num_records

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datarax.order.windows import Order, permutation
+from datarax.order.windows import ShuffleOrder, permutation
 from datarax.stream.decoder import Decoder, Part
 from datarax.stream.open_shard import OpenShard, ReadPolicy
 from datarax.stream.reader import Reader
@@ -64,7 +64,7 @@ class Stream:
         self,
         shards: Shards,
         decoder: Decoder,
-        order: Order,
+        order: ShuffleOrder,
         number: int,
         policy: ReadPolicy,
         opened: dict[int, OpenShard] | None = None,
@@ -176,12 +176,12 @@ class Stream:
         ids = self._order.shards(self._shards.num_shards, self._epoch, self._number)
         width, turn = 1, READ_ROWS
         if self._order.shuffle:
-            width, turn = _WIDTH, -(-self._order.window // _TURNS)
+            width, turn = _WIDTH, -(-self._order.shuffle_buffer_size // _TURNS)
         return Reader(self._shards, ids, self._policy, width=width, turn=turn, opened=self._opened)
 
     def _fill(self, number: int) -> Window | None:
         anchor = self._reader.state()
-        size = self._order.window if self._order.shuffle else 1
+        size = self._order.shuffle_buffer_size if self._order.shuffle else 1
         try:
             slices, rows = [], 0
             while rows < size and (part := self._reader.read()) is not None:

@@ -1,9 +1,10 @@
 """The canonical streams that one process reads, epoch after epoch, in step with each other."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from datarax.order.windows import Order
+from datarax.order.windows import ShuffleOrder
 from datarax.stream.decoder import Decoder, Part, length_of
 from datarax.stream.open_shard import OpenShard, ReadPolicy
 from datarax.stream.shards import Shards
@@ -43,7 +44,7 @@ class Streams:
         self,
         shards: Shards,
         decoder: Decoder,
-        order: Order,
+        order: ShuffleOrder,
         policy: ReadPolicy,
         numbers: Sequence[int] = (0,),
         opened: dict[int, OpenShard] | None = None,
@@ -58,6 +59,18 @@ class Streams:
         """Returns streams of the same shards at the start of epoch 0, with other arguments."""
         kept = {"order": self.order, "numbers": self.numbers} | changes
         return Streams(self.shards, self.decoder, policy=self.policy, **kept)
+
+    def __copy__(self) -> "Streams":
+        return _at(self._arguments(), self.position().state(self.numbers))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Streams":
+        return copy.copy(self)  # shards are never written to
+
+    def __reduce__(self):
+        return _at, (self._arguments(), self.position().state(self.numbers))
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.shards, self.decoder, self.order, self.policy, self.numbers
 
     def begin(self, epoch: int) -> None:
         """Goes to the start of an epoch."""
@@ -126,3 +139,10 @@ class Streams:
         """Closes all files."""
         for stream in self._streams:
             stream.close()
+
+
+def _at(arguments: tuple[Any, ...], state: dict[str, Any]) -> Streams:
+    """Returns streams that go on where `Position.state` was returned."""
+    streams = Streams(*arguments)
+    streams.load(state)
+    return streams

@@ -20,7 +20,7 @@ class Block(NamedTuple):
     """The next batches of one epoch.
 
     Args:
-        data: Their columns, which records count, and the records' places, on the devices.
+        data: Their columns, which records count, and the records' ranks, on the devices.
         size: Number of batches that were asked for.
         filled: How many of them have a record, on any process.
         positions: Where this process's source stands before each batch and after the last.
@@ -53,7 +53,7 @@ class Blocks:
         size: Records of a batch that this process reads.
         capacity: Batches in a block at most.
         readers: How many shares of the streams the processes read; 1: each reads all.
-        place: `(columns, valid, places) -> data` puts a block on the devices.
+        place: `(columns, valid, ranks) -> data` puts a block on the devices.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from typing import Any
 
 from datarax.errors import expect_between
 from datarax.order.permutation import MAX_RECORDS
-from datarax.sources.eager import SourceConfigBase
+from datarax.sources.source import SourceConfigBase
 
 
 @dataclasses.dataclass(frozen=True)

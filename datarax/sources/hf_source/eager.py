@@ -120,7 +120,7 @@ class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
             name=name or f"{type(self).__name__}({config.name}:{config.split})",
         )
         self._loaded, self._split = nnx.static(loaded), nnx.static(loaded.split)
-        self._skipped.set_value(0 if columns is None else columns.skipped)
+        self._counts.skipped = 0 if columns is None else columns.skipped
 
     @classmethod
     def from_dataset(
@@ -196,7 +196,7 @@ class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
         if self._split.given and not same:
             other = [f for f in _DATA_FIELDS if getattr(config, f) != getattr(self.config, f)]
             raise ValueError(
-                f"{self._label()} was made of a dataset at hand, which copy cannot load again with "
+                f"{self.label} was made of a dataset at hand, which copy cannot load again with "
                 f"another {listed(other)}: write HFEagerSource.from_dataset(ds, "
                 f"{other[0]}={getattr(config, other[0])!r})."
             )

@@ -15,7 +15,7 @@ from datarax import (
     MixedSource,
     prefetch_to_device,
 )
-from datarax.order.draws import Draws
+from datarax.order.draws import MixtureDraws
 
 
 def memory(first: int, rows: int = 70) -> MemorySource:
@@ -34,7 +34,7 @@ def mixture() -> MixedSource:
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=4), st.integers(1, 999))
 def test_proportions_hold_in_every_round(weights, batch_size):
-    draws = Draws(weights)
+    draws = MixtureDraws(weights)
     drawn = np.concatenate([draws.take(batch_size) for _ in range(-(-5000 // batch_size))])
     share = np.array(weights) / sum(weights)
     for start in range(0, 5000, 1000):

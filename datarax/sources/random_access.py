@@ -1,0 +1,278 @@
+"""Sources whose records can be read by number: their order, position and state."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
+
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax.columns.host import is_host
+from datarax.errors import expect_between
+from datarax.module import DataraxModuleConfig, expect_dict
+from datarax.order.order import Order
+from datarax.order.permutation import MAX_RECORDS
+from datarax.sources.source import Source
+
+STATE_VERSION = 1
+
+Position = tuple[int, int]
+"""An epoch, and the index within it of the next record."""
+
+
+class RandomAccessSource(Source):
+    """A source that stands at (epoch, index) of an order which is arithmetic on record numbers.
+
+    Args:
+        config: The subclass's configuration.
+        length: The number of records.
+        shuffle: Whether each epoch has its own random order.
+        seed: Seed of that order, from 0 to 2**32 - 1.
+        fingerprint: Fingerprint of the data's content.
+        revision: The version that the data was resolved to, such as a commit of the Hub.
+        rngs: Random streams that the source keeps; they never decide the order.
+        name: A name for messages.
+
+    Raises:
+        ValueError: If `seed` is out of range.
+    """
+
+    is_indexable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: DataraxModuleConfig,
+        *,
+        length: int,
+        shuffle: bool,
+        seed: int,
+        fingerprint: str,
+        revision: str | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(config, rngs=rngs, name=name)
+        expect_between("seed", seed, 0, 2**32 - 1)
+        self.length = length
+        self.index = nnx.Variable(0)
+        self.epoch = nnx.Variable(0)
+        self._shuffle = bool(shuffle)  # a state is JSON, which knows no NumPy types
+        self._seed = int(seed)
+        self.fingerprint = fingerprint
+        self.revision = revision
+        self._resumes = nnx.Variable(False)  # whether a `for` goes on where `set_state` put it
+
+    # --- order -----------------------------------------------------------------------------------
+
+    @property
+    def is_random_order(self) -> bool:
+        """Whether each epoch has its own random order."""
+        return self._shuffle
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order; epoch `e` follows `(seed + e) % 2**32`."""
+        return self._seed
+
+    @property
+    def order(self) -> Order:
+        """The order of the records, as it is set now."""
+        return Order(self.length, self._seed, shuffle=self._shuffle)
+
+    def set_random_order(self, enabled: bool) -> None:
+        """Sets whether each epoch has its own random order, from the next batch on."""
+        self._shuffle = bool(enabled)
+
+    def sharded(self, shards: int) -> Self:
+        """Returns the source: canonical shards are a matter of its order.
+
+        Raises:
+            ValueError: If there are fewer records than shards.
+        """
+        dataclasses.replace(self.order, shards=shards)
+        return self
+
+    def reset(self, seed: int | None = None) -> None:
+        """Goes back to the start of epoch 0.
+
+        Args:
+            seed: A new seed of the order; None keeps the present one.
+
+        Raises:
+            ValueError: If `seed` is not from 0 to 2**32 - 1.
+        """
+        if seed is not None:
+            expect_between("seed", seed, 0, 2**32 - 1)
+            self._seed = int(seed)
+        self.move(0, 0)
+        self._resumes.set_value(False)
+
+    # --- records by number -----------------------------------------------------------------------
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        """Returns records of the stored order, in host memory, whatever `shuffle` says.
+
+        So a source is a `grain.sources.RandomAccessDataSource` and a map-style dataset of torch.
+
+        Args:
+            index: A record's number; a negative one counts from the end. Or a slice, a list or
+                integer array of numbers of shape `(k,)`, or a mask of shape `(length,)`.
+
+        Returns:
+            Dict of NumPy values of one record; or of arrays of shape `(k, ...)`, and object arrays
+            for host columns.
+
+        Raises:
+            IndexError: If there is no such record.
+            TypeError: If `index` is no number and holds none.
+
+        Example:
+            >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(10)})
+            >>> int(source[-1]["x"]), source[2:4]["x"].tolist(), source[[5, 0]]["x"].tolist()
+            (9, [2, 3], [5, 0])
+        """
+        numbers = self._numbers(index)
+        rows = self.host_rows(numbers.reshape(-1))
+        rows = jax.tree.map(np.asarray, rows, is_leaf=is_host)
+        return rows if numbers.ndim else jax.tree.map(lambda column: column[0], rows)
+
+    def _numbers(self, index: Any) -> np.ndarray:
+        if isinstance(index, slice):
+            return np.arange(*index.indices(self.length))
+        numbers = np.asarray(index)
+        if numbers.dtype == bool and numbers.shape == (self.length,):
+            return np.flatnonzero(numbers)
+        if numbers.size == 0 and numbers.ndim == 1:
+            return np.empty(0, np.int64)
+        if numbers.dtype.kind not in "iu" or numbers.ndim > 1:
+            raise TypeError(
+                f"source[{index!r:.60}]: expected a record's number, a slice, or a list of numbers "
+                f"or a mask of shape ({self.length},)."
+            )
+        numbers = numbers.astype(np.int64)
+        outside = (numbers < -self.length) | (numbers >= self.length)
+        if outside.any():
+            raise IndexError(
+                f"{self.label} has {self.length} records, there is no record "
+                f"{numbers[outside].flat[0]}."
+            )
+        return np.where(numbers < 0, numbers + self.length, numbers)
+
+    def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns some rows of all columns: NumPy arrays of shape `(k, ...)`, and host columns.
+
+        Args:
+            rows: Row numbers, integers of shape `(k,)`, from 0 to `length - 1`.
+        """
+        raise NotImplementedError
+
+    # --- position --------------------------------------------------------------------------------
+
+    def position(self) -> Position:
+        """Returns where the source stands: `state_at` makes a state of it, also later."""
+        return int(self.epoch.get_value()), int(self.index.get_value())
+
+    def begin_epoch(self) -> bool:
+        """Goes to where a `for` begins (see `__iter__`); returns whether a state put it there."""
+        resumes = bool(self._resumes.get_value())
+        self._resumes.set_value(False)
+        if int(self.index.get_value()) and not resumes:
+            self.next_epoch()
+        return resumes
+
+    def next_epoch(self) -> None:
+        """Goes to the start of the next epoch."""
+        self.move(int(self.epoch.get_value()) + 1, 0)
+
+    def advance(self, count: int) -> None:
+        """Goes `count` records on, into the next epochs."""
+        epoch, index = self.position()
+        epochs, index = divmod(index + count, self.length)
+        self.move(epoch + epochs, index)
+
+    def move(self, epoch: int | jax.Array, index: int | jax.Array) -> None:
+        """Sets the position: the next record is the one at `index` of `epoch`."""
+        self.epoch.set_value(epoch)
+        self.index.set_value(index)
+
+    def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Yields batches to the end of one epoch, the last one short; it begins as a `for` does."""
+        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
+        self.begin_epoch()
+        left = self.length - self.position()[1]
+        while left:
+            size = min(batch_size, left)
+            yield self.get_batch(size)
+            left -= size
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def state_at(self, position: Position) -> dict[str, Any]:
+        """Returns what `get_state` returns when the source stands at `position`."""
+        epoch, index = position
+        state = {
+            "version": STATE_VERSION,
+            "epoch": epoch,
+            "index": index,
+            "order": self.order.to_state(),
+            "fingerprint": self.fingerprint,
+        }
+        return state if self.revision is None else state | {"revision": self.revision}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned, of this source or of one with the same data.
+
+        The order is the state's from then on: its seed, and whether it is random.
+
+        Args:
+            state: The dict, also after a round trip through JSON.
+
+        Raises:
+            TypeError: If `state` is no dict.
+            ValueError: If its structure differs, or it is the state of other data.
+        """
+        expect_dict(state)
+        own = self.get_state()
+        # The content counts, not where it came from: a copy of a Hub dataset has no revision.
+        same = state.keys() - {"revision"} == own.keys() - {"revision"}
+        if not same or state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"The state has {sorted(state)} of version {state.get('version')}; {self.label} "
+                f"reads {sorted(own)} of version {STATE_VERSION}, as its get_state() returns them."
+            )
+        if state["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"The state is of other data: its fingerprint is {state['fingerprint']}, that of "
+                f"{self.label} is {self.fingerprint}. Restore it with the data it was saved with, "
+                "or begin anew with reset()."
+            )
+        epoch, index, shuffle, seed = _read_position(state, self.length)
+        self._shuffle, self._seed = shuffle, seed
+        self.move(epoch, index)
+        self._resumes.set_value(True)
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Goes to a state of this source; a `for` begins the next epoch, as after a `break`."""
+        self.move(state["epoch"], state["index"])
+
+    def _settings_to(self, copy: Self) -> Self:
+        copy._shuffle, copy._seed = self._shuffle, self._seed
+        return super()._settings_to(copy)
+
+
+def _read_position(state: dict[str, Any], length: int) -> tuple[int, int, bool, int]:
+    try:
+        expect_between("epoch", state["epoch"], 0, 2**31 - 1)
+        expect_between("index", state["index"], 0, length)
+        if state["order"].keys() != {"shuffle", "seed"}:
+            shards = state["order"].get("shards")
+            raise ValueError(
+                f"its order is {state['order']}, not one of shuffle and seed. "
+                f"Restore it with Pipeline(..., shards={shards})."
+            )
+        shuffle, seed = bool(state["order"]["shuffle"]), state["order"]["seed"]
+        expect_between("seed", seed, 0, 2**32 - 1)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The state is not one that get_state() returned: {error}") from error
+    return int(state["epoch"]), int(state["index"]), shuffle, int(seed)
