@@ -33,7 +33,7 @@ from datarax import (
     StreamingSourceBase,
     prefetch_to_device,
 )
-from datarax.sources.eager import SourceConfigBase
+from datarax.sources import SourceConfigBase
 from datarax.stream.shards import TableShards
 from trainers import Trainer, every
 from trainers.run import Run

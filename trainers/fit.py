@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from trainers.data.eager import Feed
-from trainers.data.stream import StreamFeed
+from trainers.data.batches import Feed
 from trainers.devices import agreement, memory
 from trainers.devices.arrays import as_carry
 from trainers.loop import divergence, program
@@ -204,7 +203,7 @@ class Fit:
 
     # --- parts of the loop -----------------------------------------------------------------------
 
-    def _report(self, reporter: Reporter, feed: Feed | StreamFeed) -> None:
+    def _report(self, reporter: Reporter, feed: Feed) -> None:
         """Does what is due at this step, and saves it where it is the best so far."""
         run = self.run
         with self._saved_before_raising(feed):
@@ -214,7 +213,7 @@ class Fit:
                 self._checkpointer.save_best(run, self.state, feed.state_at(run.step))
 
     @contextlib.contextmanager
-    def _saved_before_raising(self, feed: Feed | StreamFeed) -> Iterator[None]:
+    def _saved_before_raising(self, feed: Feed) -> Iterator[None]:
         """Saves the run before an exception of a callback or of the data ends it on all processes.
 
         What is due at this step is undone then; the next start does it, with the same state.
@@ -228,7 +227,7 @@ class Fit:
                 self._checkpointer.save_last(run, self.state, self._data_state(feed))
             raise
 
-    def _data_state(self, feed: Feed | StreamFeed) -> dict[str, Any]:
+    def _data_state(self, feed: Feed) -> dict[str, Any]:
         """Returns the source's state at this step, which the feed is past after a divergence."""
         return feed.state_at(self.run.step) if self._rewound is None else self._rewound
 

@@ -16,8 +16,8 @@ from datarax import Pipeline
 from datarax.errors import listed
 from trainers.arguments import Checkpoints, checked, integer
 from trainers.callbacks import Callback
-from trainers.data.eager import Batches, as_pipeline
-from trainers.data.stream import StreamBatches, as_batches
+from trainers.data.adapt import as_batches, as_pipeline
+from trainers.data.batches import Batches
 from trainers.devices import agreement, memory
 from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
@@ -225,7 +225,7 @@ class Trainer:
         label = found[0] if len(found) == 1 else None
         return None, Objective(loss, metrics or Empty, label, precision)
 
-    def _objective_on(self, batches: Batches | StreamBatches) -> Objective:
+    def _objective_on(self, batches: Batches) -> Objective:
         """Returns the objective, which raises where the source's labels do not fit the logits."""
         task = self._task
         if task is None:
@@ -343,7 +343,7 @@ class Trainer:
         call = Inputs(self.model, batches, label, precision)
         return predict(batches, self._layout, call, *self._evaluated(), precision)
 
-    def _stored(self, source: Any) -> Batches | StreamBatches:
+    def _stored(self, source: Any) -> Batches:
         """Returns batches of a source in stored order, dealt to shards as the training data is."""
 
         def stored() -> Pipeline:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datarax.columns.host import Absent, HostColumn
+from datarax.columns.host import Absent, HostColumn, is_host
 
 
 class TracedBatch(dict):
@@ -134,3 +134,21 @@ def is_array(value: Any) -> bool:
     """Returns whether a value of a batch is an array of numbers, not objects of a host column."""
     # No comparison with None: of a dtype it means float64.
     return hasattr(value, "dtype") and value.dtype != np.dtype(object)
+
+
+def common_length(data: dict[str, Any]) -> int:
+    """Returns the number of rows of all columns.
+
+    Raises:
+        ValueError: If there are none, or the columns differ in length.
+    """
+    columns = jax.tree.leaves_with_path(data, is_leaf=is_host)
+    lengths = {jax.tree_util.keystr(path): len(column) for path, column in columns}
+    if not lengths or not all(lengths.values()):
+        raise ValueError(
+            f"There are no records: the columns are {lengths or 'none'}. A source needs at least "
+            "one record; check the split, the filter or include_keys."
+        )
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The columns differ in length: {lengths}. Every record needs each.")
+    return next(iter(lengths.values()))

@@ -1,22 +1,22 @@
 """Reading ahead: batches are read, decoded and transferred while the ones before are computed."""
 
+import logging
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import jax
-import numpy as np
 
-from datarax.columns.rows import is_array
 from datarax.errors import expect_between
-from datarax.sources.eager import EagerSourceBase
-from datarax.sources.mixed import MixedSource
-from datarax.sources.streaming import StreamingSourceBase
+from datarax.pipeline.ahead import Last, Reader, State, nbytes
+
+logger = logging.getLogger(__name__)
 
 _POLL = 0.05  # seconds until a thread that waits looks whether it is still wanted
 _LARGE = 1 << 30  # bytes in flight above which no further batch is read
+_PATIENCE = 2.0  # seconds that closing waits for a loader that blocks
 
 
 def prefetch_to_device(
@@ -25,6 +25,7 @@ def prefetch_to_device(
     *,
     batch_size: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
+    last: Last | None = None,
 ) -> "Prefetched":
     """Reads ahead of a loop on a thread: reading, decoding and transfer overlap with computing.
 
@@ -33,19 +34,25 @@ def prefetch_to_device(
     are raised in their place, after the batches before them.
 
     Args:
-        source_or_iterable: A source, a pipeline, or any iterable of batches.
+        source_or_iterable: A source, a pipeline, or any iterable of batches, also one that is
+            read ahead already.
         size: How many batches are ready at most; fewer where they are larger than a gigabyte.
         batch_size: Records in a batch of a source, to the end of one epoch, the last one short
             where the length asks for it; None: what iterating yields.
         sharding: How each array is placed; with many processes a batch is this process's part of
             a global one. None: the default device.
+        last: The treatment of a batch that is shorter than the others. `"pad"` fills it up with
+            its own first records, and every batch gets a column `valid`, bool of shape
+            `(batch_size,)`; `"drop"` leaves it out; `"error"` refuses it. None: it is yielded as it
+            is, and refused where `sharding` cannot spread it. What is refused is refused at once
+            where the length is known.
 
     Returns:
         An iterator with `get_state()`, `close()` and `with`.
 
     Raises:
         TypeError: If `batch_size` is given for what has no `get_batch`.
-        ValueError: If `size` or `batch_size` is not positive.
+        ValueError: If `size` or `batch_size` is not positive, or a short batch is refused.
 
     Example:
         >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(5)})
@@ -54,10 +61,7 @@ def prefetch_to_device(
         [[0, 1], [2, 3], [4]]
     """
     expect_between("size", size, 1, 2**31 - 1)
-    return Prefetched(source_or_iterable, size, batch_size, sharding)
-
-
-State = Callable[[], dict[str, Any]]
+    return Prefetched(Reader(source_or_iterable, batch_size, sharding, last), size)
 
 
 class _Item(NamedTuple):
@@ -70,14 +74,8 @@ class _Item(NamedTuple):
 class Prefetched:
     """Batches that are ready before they are asked for; see `prefetch_to_device`."""
 
-    def __init__(
-        self,
-        source: Any,
-        size: int,
-        batch_size: int | None,
-        sharding: jax.sharding.Sharding | None,
-    ):
-        reader = _Reader(source, batch_size, sharding)
+    def __init__(self, reader: Reader, size: int):
+        self._reader = reader
         self._shared = shared = _Shared(size, reader.note())
         # Only what is shared: the thread must not keep alive the iterator that ends it.
         device = jax.config.jax_default_device  # a `with jax.default_device` is of one thread
@@ -112,10 +110,27 @@ class Prefetched:
                 "What is read ahead is a plain iterable, which has no state: give a source or a "
                 "Pipeline to prefetch_to_device."
             )
-        return self._shared.consumed()
+        return self.state_at(self._shared.consumed)
+
+    def position(self) -> State | None:
+        """Returns what makes the state after the last batch that was taken, also later."""
+        return self._shared.consumed
+
+    def state_at(self, position: State) -> dict[str, Any]:
+        """Returns what `get_state` returned at a position."""
+        return position()
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Ends the thread, and takes the source back to a state."""
+        self.close()
+        self._reader.rewind(state)
 
     def close(self) -> None:
-        """Ends the thread; the source goes back to the last batch that was taken."""
+        """Ends the thread; the source goes back to the last batch that was taken.
+
+        A loader that blocks is waited for two seconds. Then a warning says so, and its thread is
+        left to end by itself; the source stands ahead of the loop.
+        """
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -131,6 +146,7 @@ class _Shared:
     def __init__(self, size: int, consumed: "State | None"):
         self.consumed = consumed  # makes the state after the last batch that was taken
         self.stop = threading.Event()
+        self.left = False  # whether the thread was left to end by itself
         self._items = queue.Queue(size)
         self._bytes = 0
         self._lock = threading.Lock()
@@ -175,17 +191,28 @@ class _Shared:
 def _end(shared: _Shared, thread: threading.Thread) -> None:
     shared.stop.set()
     if thread is not threading.current_thread():  # the garbage may be collected in any thread
-        thread.join()  # so that nothing else reads the source when the next loop begins
+        thread.join(_PATIENCE)  # so that nothing else reads the source when the next loop begins
+        if thread.is_alive():
+            shared.left = True
+            logger.warning(
+                "The loader that is read ahead has given nothing for %g s: its thread is left to "
+                "end by itself, and until then the source is not to be used.",
+                _PATIENCE,
+            )
     shared.drop()
 
 
-def _run(shared: _Shared, reader: "_Reader", device: Any) -> None:
+def _run(shared: _Shared, reader: Reader, device: Any) -> None:
     batches = reader.batches()
     try:
         with jax.default_device(device):
-            for batch in batches:
+            for read in batches:
                 state = reader.note()
-                item = _Item(reader.placed(batch), state, _bytes(batch))
+                batch = reader.finished(read)
+                del read
+                if batch is None:
+                    continue
+                item = _Item(reader.placed(batch), state, nbytes(batch))
                 del batch
                 if not shared.put(item):
                     break
@@ -193,76 +220,5 @@ def _run(shared: _Shared, reader: "_Reader", device: Any) -> None:
     except BaseException as error:
         shared.put(_Item(error=error))
     batches.close()
-    if shared.stop.is_set() and shared.consumed is not None:
+    if shared.stop.is_set() and shared.consumed is not None and not shared.left:
         reader.rewind(shared.consumed())
-
-
-class _Reader:
-    """What the thread reads: batches, the state after each, and where they go."""
-
-    def __init__(self, source: Any, batch_size: int | None, sharding: Any):
-        self._stream = isinstance(source, (StreamingSourceBase, MixedSource))
-        self._eager = isinstance(source, EagerSourceBase)
-        if batch_size is not None:
-            expect_between("batch_size", batch_size, 1, 2**31 - 1)
-            if not (self._stream or self._eager):
-                raise TypeError(
-                    f"batch_size={batch_size}, but a {type(source).__name__} is no source: leave "
-                    "batch_size out, and its own items are read ahead."
-                )
-        self._source, self._batch_size, self._sharding = source, batch_size, sharding
-
-    def batches(self) -> Iterator[Any]:
-        """Yields batches, those of a stream in host memory."""
-        source, batch_size = self._source, self._batch_size
-        if batch_size is None:
-            yield from source
-        elif self._stream:
-            yield from source.epoch_batches(batch_size)
-        else:
-            epoch, index = source.begin_epoch()
-            source.move(epoch, index)
-            while index < source.length:
-                size = min(batch_size, source.length - index)
-                yield source.get_batch(size)
-                index += size
-
-    def note(self) -> State | None:
-        """Returns what makes the state of the present position, None of a plain iterable."""
-        if self._stream:
-            position = self._source.position()
-            return lambda: self._source.state_at(position)
-        if not hasattr(self._source, "get_state"):
-            return None
-        state = self._source.get_state()
-        return lambda: state
-
-    def rewind(self, state: dict[str, Any]) -> None:
-        """Takes the source back to where the loop stopped."""
-        if hasattr(self._source, "rewind"):
-            self._source.rewind(state)
-        elif hasattr(self._source, "set_state"):
-            self._source.set_state(state)
-
-    def placed(self, batch: Any) -> Any:
-        """Returns a batch with its arrays on the device; what is no array stays."""
-
-        def place(value: Any) -> Any:
-            if not is_array(value):
-                return value
-            if isinstance(value, np.ndarray) and not self._stream:
-                # Who fills one buffer again and again would change the batch: on the CPU it is
-                # taken as it is where it is aligned, whatever `may_alias` says.
-                value = value.copy()
-            if self._sharding is None:
-                return jax.device_put(value)
-            if jax.process_count() > 1:
-                local = np.asarray(value)
-                return jax.make_array_from_process_local_data(self._sharding, local)
-            return jax.device_put(value, self._sharding)
-
-        return jax.block_until_ready(jax.tree.map(place, batch))
-
-
-def _bytes(batch: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(batch) if hasattr(leaf, "nbytes"))

@@ -10,7 +10,14 @@ from flax import nnx
 
 from datarax.columns.fingerprint import fingerprint_arrays
 from datarax.columns.host import HostColumn, is_host
-from datarax.columns.rows import absent_of, gather, has_host, with_host_rows, without_host
+from datarax.columns.rows import (
+    absent_of,
+    common_length,
+    gather,
+    has_host,
+    with_host_rows,
+    without_host,
+)
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig
 from datarax.order.epochs import key_seed
@@ -71,7 +78,7 @@ class EagerSourceBase(RandomAccessSource):
     ):
         super().__init__(
             config,
-            length=_common_length(data) if length is None else length,
+            length=common_length(data) if length is None else length,
             shuffle=shuffle,
             seed=seed,
             fingerprint=fingerprint or fingerprint_arrays(data),
@@ -288,16 +295,3 @@ def _records(rows: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
     leaves, structure = jax.tree.flatten(rows)
     for values in zip(*(list(leaf) for leaf in leaves), strict=True):
         yield jax.tree.unflatten(structure, values)
-
-
-def _common_length(data: Any) -> int:
-    columns = jax.tree.leaves_with_path(data, is_leaf=is_host)
-    lengths = {jax.tree_util.keystr(path): len(column) for path, column in columns}
-    if not lengths or not all(lengths.values()):
-        raise ValueError(
-            f"There are no records: the columns are {lengths or 'none'}. A source needs at least "
-            "one record; check the split, the filter or include_keys."
-        )
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"The columns differ in length: {lengths}. Every record needs each.")
-    return next(iter(lengths.values()))

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
-import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from datarax.errors import expect_between
 from datarax.module import expect_dict, register_host_state
 from datarax.order.draws import MixtureDraws
 from datarax.order.permutation import MAX_RECORDS
+from datarax.sources.alike import expect_alike
 from datarax.sources.source import Source, SourceConfigBase
 from datarax.stream.block import Block
 
@@ -73,7 +73,12 @@ class MixedSource(Source):
     ):
         super().__init__(MixedSourceConfig(), rngs=rngs, name=name)
         sources, weights = list(sources), list(weights)
-        _check(sources, weights)
+        if not sources or len(sources) != len(weights) or not all(w > 0 for w in weights):
+            raise ValueError(
+                f"{len(sources)} sources and weights={weights}: expected one positive weight a "
+                "source, as in MixedSource([a, b], weights=[0.7, 0.3])."
+            )
+        expect_alike(sources)
         self.sources = nnx.List(sources)
         self._draws = MixtureDraws(weights)
 
@@ -262,45 +267,3 @@ def _joined(columns: Sequence[Any]) -> Any:
     if all(isinstance(column, np.ndarray) for column in columns):
         return np.concatenate(columns)
     return jnp.concatenate(columns)
-
-
-def _check(sources: list[Any], weights: list[float]) -> None:
-    if not sources or len(sources) != len(weights) or not all(w > 0 for w in weights):
-        raise ValueError(
-            f"{len(sources)} sources and weights={weights}: expected one positive weight a source, "
-            "as in MixedSource([a, b], weights=[0.7, 0.3])."
-        )
-    for source in sources:
-        if not isinstance(source, Source):
-            raise TypeError(
-                f"{type(source).__name__} is no source: expected HFEagerSource, HFStreamingSource "
-                "or MemorySource."
-            )
-    first, names = sources[0].element_spec(), dict(_class_names(sources[0].features))
-    for number, source in enumerate(sources[1:], 1):
-        if (other := source.element_spec()) != first:
-            raise ValueError(
-                f"The records of source 0 are {first}, those of source {number} {other}: give all "
-                "the same columns, with include_keys={...} or ds.map(...)."
-            )
-        for column, given in _class_names(source.features):
-            if given != names.get(column, given):
-                raise ValueError(
-                    f"The classes of column {column!r} are {names[column]} in source 0, and {given}"
-                    f" in source {number}: one number would mean two classes. Give all the same "
-                    "names in the same order, with ds.cast_column(...) or ds.align_labels_with_"
-                    "mapping(...)."
-                )
-
-
-def _class_names(feature: Any, column: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yields the columns of class numbers among features, nested ones too, and their names."""
-    if isinstance(feature, datasets.ClassLabel):
-        yield column, feature.names
-    elif isinstance(feature, Mapping):
-        for name, inner in feature.items():
-            yield from _class_names(inner, f"{column}.{name}" if column else name)
-    elif isinstance(feature, list):
-        yield from _class_names(feature[0], column)
-    elif isinstance(feature, (datasets.List, datasets.LargeList)):
-        yield from _class_names(feature.feature, column)

@@ -58,8 +58,8 @@ class Source(DataraxModule):
     def __len__(self) -> int:
         if self.length is None:
             raise TypeError(
-                f"{self.label} has no known length: ask source.length, which is None, or count its "
-                "records by iterating over it."
+                f"{self.label} is a stream of unknown length: ask source.length, which is None, or "
+                "count its records by iterating over it."
             )
         return self.length
 

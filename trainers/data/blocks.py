@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datarax.sources import StreamingSourceBase
+from datarax.sources.source import Source
 from trainers.devices import agreement
 
 _SECONDS = 0.05  # that reading a block may take where the loop waits for it
@@ -53,19 +53,23 @@ class Blocks:
         size: Records of a batch that this process reads.
         capacity: Batches in a block at most.
         readers: How many shares of the streams the processes read; 1: each reads all.
-        place: `(columns, valid, ranks) -> data` puts a block on the devices.
+        to_devices: `(columns, valid, ranks) -> data` puts a block on the devices.
+        drop_remainder: Whether batches that are not full, at an epoch's end, are left out.
     """
 
     def __init__(
         self,
-        source: StreamingSourceBase,
+        source: Source,
         size: int,
         capacity: int,
         readers: int,
-        place: Callable[..., Any],
+        to_devices: Callable[..., Any],
+        *,
+        drop_remainder: bool = False,
     ):
         self._source, self._size, self._capacity = source, size, capacity
-        self._readers, self._place = readers, place
+        self._readers, self._to_devices = readers, to_devices
+        self._drop_remainder = drop_remainder
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainers-read")
         self._ahead: deque[Future[Block]] = deque()
         self._batches = 1
@@ -79,12 +83,19 @@ class Blocks:
         """
         while not (block := self._take()).filled:
             if block.begins:
-                raise ValueError("The stream has no record that can be read.")
+                few = f" of {self._size} records" if self._drop_remainder else ""
+                what = f"full batch{few}" if self._drop_remainder else "record that can be read"
+                raise ValueError(f"The stream has no {what}.")
         return block
 
     def close(self) -> None:
-        """Ends the reading."""
+        """Ends the reading, and closes the source."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._source.close()
+
+    def state_at(self, position: Any) -> dict[str, Any]:
+        """Returns the source's state at a position of a block."""
+        return self._source.state_at(position)
 
     def _take(self) -> Block:
         """Returns the next block, which is empty where the epoch was over just before it."""
@@ -102,7 +113,8 @@ class Blocks:
         self._batches = int(found[:, 1].min())
         ends = False
         if self._readers > 1:
-            block = block._replace(filled=int(found[:, 2].max()), counts=found[:, 3:].sum(axis=0))
+            filled = found[:, 2].min() if self._drop_remainder else found[:, 2].max()
+            block = block._replace(filled=int(filled), counts=found[:, 3:].sum(axis=0))
             ends = block.filled < block.size
         if ends:  # what was read after it is nothing
             while self._ahead:
@@ -120,15 +132,19 @@ class Blocks:
         begun = time.perf_counter()
         if begins:
             self._source.next_epoch()
-        block = self._source.read_batches(batches, self._size)
-        if not block.filled and self._readers == 1:  # the epoch is over for all
+        block, filled = self._next(batches)
+        if not filled and self._readers == 1:  # the epoch is over for all
             begins = True
             self._source.next_epoch()
-            block = self._source.read_batches(batches, self._size)
-        seconds = (time.perf_counter() - begun) / max(1, block.filled)
-        data = self._place(block.columns, block.valid, block.ranks)
+            block, filled = self._next(batches)
+        seconds = (time.perf_counter() - begun) / max(1, filled)
+        data = self._to_devices(block.columns, block.valid, block.ranks)
         counts = np.zeros(self._capacity, np.int32)
         counts[:batches] = block.valid.sum(axis=1)
-        return Block(
-            data, batches, block.filled, block.positions, counts, block.epoch, begins, seconds
-        )
+        return Block(data, batches, filled, block.positions, counts, block.epoch, begins, seconds)
+
+    def _next(self, batches: int) -> tuple[Any, int]:
+        """Returns the next batches of the epoch, and how many of them the loop is to see."""
+        block = self._source.read_batches(batches, self._size)
+        full = int(block.valid.all(axis=1).sum())  # the first ones, since a stream ends only once
+        return block, full if self._drop_remainder else block.filled

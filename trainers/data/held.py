@@ -1,48 +1,44 @@
 """The rows of an eager source on the devices of a run, and those of a batch among them."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from datarax.columns.rows import gather
-from datarax.order import epochs
-from datarax.order.canonical import Deal, deal_out
-from datarax.sources import EagerSourceBase
+from datarax import EagerSourceBase
+from datarax.columns.host import is_host
+from datarax.columns.rows import absent_of, gather, without_host
+from datarax.order.canonical import Deal
+from datarax.order.epochs import epoch_seed
 from trainers.devices.layout import Layout
-from trainers.devices.placement import placed
 
 
-class WholeRows:
-    """Every device holds all rows, and gathers its part of a batch by the source's own order.
+class ReplicatedRows:
+    """Every device holds all rows, and gathers its part of a batch by the source's order.
 
     Args:
         source: The source.
+        shards: Number of canonical shards: 1.
         layout: The devices.
 
     Attributes:
-        data: What `read` reads, placed.
-        columns: The source's columns.
+        columns: The source's columns, placed.
+        data: The arrays among them, which `read` reads.
     """
 
-    def __init__(self, source: EagerSourceBase, layout: Layout):
-        self._layout = layout
+    def __init__(self, source: EagerSourceBase, shards: int, layout: Layout):
+        self._layout, self._order = layout, dataclasses.replace(source.order, shards=shards)
         if layout.mesh is not None:
             source = source.placed_on(layout.replicated)
         self.columns = source.data
-        self._source = source
-        self._graph, arrays = nnx.split(source)
-        self.data = jax.tree.map(self._held, arrays)
+        self.data = without_host(self.columns)
+        self._absent = absent_of(source.host_columns())
 
-    def _held(self, array):
-        sharding = self._layout.replicated
-        if sharding is None or getattr(array, "sharding", None) == sharding:
-            return array
-        return placed(array, sharding)
-
-    def read(self, data: Any, epoch: jax.Array, start: jax.Array, size: int):
+    def read(
+        self, data: Any, epoch: jax.Array, start: jax.Array, size: int
+    ) -> tuple[Any, jax.Array]:
         """Returns the rows at `size` positions from `start` on, and these positions; traceable.
 
         Past the epoch's end its first records come again.
@@ -50,9 +46,8 @@ class WholeRows:
         share = size // self._layout.parts
 
         def part(number, data, epoch, start):
-            source = nnx.merge(self._graph, data)
             first = start + jnp.uint32(number * share)
-            return source.get_batch_at(first, share, epochs.epoch_key(source.seed, epoch))
+            return gather(data, self._order.window(epoch, first, share), self._absent)
 
         rows = self._layout.each(part, data, epoch, start)
         return rows, start + jnp.arange(size, dtype=jnp.uint32)
@@ -63,13 +58,10 @@ class WholeRows:
 
     def records(self, epoch: int, start: int, size: int) -> np.ndarray:
         """Returns the numbers of the records that `read` gives, int32 of shape `(size,)`."""
-        seed = self._source.order_seed()
-        seed = None if seed is None else epochs.epoch_seed(seed, epoch)
-        length = self._source.length
-        return np.asarray(epochs.window(start, size, num_records=length, seed=seed))
+        return np.asarray(self._order.window(epoch, start, size))
 
 
-class DealtRows:
+class ShardedRows:
     """Each device holds the rows of its canonical shards, and its part of a batch is of them.
 
     A batch's rows are in the order of their shards, so that each device has its own together.
@@ -80,19 +72,21 @@ class DealtRows:
         layout: The devices, whose number divides `shards`.
 
     Attributes:
-        data: What `read` reads, placed.
-        columns: The columns, arrays of shape `(shards, slots, ...)`.
+        columns: The columns, arrays of shape `(shards, slots, ...)`, placed.
+        data: The arrays among them, which `read` reads.
     """
 
     def __init__(self, source: EagerSourceBase, shards: int, layout: Layout):
-        self._layout = layout
+        self._layout, self._order = layout, dataclasses.replace(source.order, shards=shards)
         self._deal = Deal(source.length, shards, shuffle=source.is_random_order)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         self.columns = deal_out(source, self._deal, layout.batch_sharding() or here)
-        self._seed = source.order_seed()
-        self.data = self.columns
+        self.data = without_host(self.columns)
+        self._absent = absent_of(source.host_columns())
 
-    def read(self, data: Any, epoch: jax.Array, start: jax.Array, size: int):
+    def read(
+        self, data: Any, epoch: jax.Array, start: jax.Array, size: int
+    ) -> tuple[Any, jax.Array]:
         """Returns the rows at `size` positions from `start` on, and these positions; traceable.
 
         Past the epoch's end the first records of each shard come again.
@@ -103,9 +97,9 @@ class DealtRows:
         def part(number, columns, epoch, start):
             shard = jnp.arange(own)[:, None]
             slot = start // np.uint32(deal.shards) + jnp.arange(share, dtype=jnp.uint32)
-            place = deal.place(number * own + shard, slot, self._epoch_seed(epoch))
+            index = deal.index_in_shard(number * own + shard, slot, self._epoch_seed(epoch))
             flat = jax.tree.map(lambda column: column.reshape(-1, *column.shape[2:]), columns)
-            return gather(flat, (shard * deal.slots + place).reshape(-1))
+            return gather(flat, (shard * deal.slots + index).reshape(-1), self._absent)
 
         rows = self._layout.each(part, data, epoch, start, spread=True)
         return rows, self._positions(start, size)
@@ -124,11 +118,47 @@ class DealtRows:
         positions = self._positions(jnp.uint32(start), size)
         return np.asarray(self._deal.record(positions, self._epoch_seed(epoch)))
 
-    def _positions(self, start, size):
+    def _positions(self, start: jax.Array, size: int) -> jax.Array:
         shards, share = self._deal.shards, size // self._deal.shards
         row = jnp.arange(size, dtype=jnp.uint32)
         slot = start // np.uint32(shards) + row % np.uint32(share)
         return slot * np.uint32(shards) + row // np.uint32(share)
 
-    def _epoch_seed(self, epoch):
-        return None if self._seed is None else epochs.epoch_seed(self._seed, epoch)
+    def _epoch_seed(self, epoch: Any) -> jax.Array | None:
+        return epoch_seed(self._order.seed, epoch) if self._order.shuffle else None
+
+
+def deal_out(
+    source: EagerSourceBase, deal: Deal, sharding: jax.sharding.Sharding
+) -> dict[str, Any]:
+    """Returns a source's columns dealt to canonical shards, on the devices of `sharding`.
+
+    A process reads only the rows of the shards that its devices hold.
+
+    Args:
+        source: The source.
+        deal: The deal.
+        sharding: Spreads the first axis, the shards, over devices.
+
+    Returns:
+        Nested dict of arrays of shape `(shards, slots, ...)`, and host columns as the source has
+        them. The last slot of a shorter shard repeats its first record.
+    """
+    parts = sharding.addressable_devices_indices_map((deal.shards,))
+    own = sorted({shard for (part,) in parts.values() for shard in range(deal.shards)[part]})
+
+    def placed(column):
+        if is_host(column):
+            return column
+        column = column.reshape(len(own), deal.slots, *column.shape[1:])
+
+        def part(index):  # of consecutive shards
+            shards = range(deal.shards)[index[0]]
+            first = own.index(shards[0])
+            return column[first : first + len(shards)]
+
+        shape = (deal.shards, *column.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    columns = source.host_rows(deal.held(own).reshape(-1))
+    return jax.tree.map(placed, columns, is_leaf=is_host)

@@ -1,19 +1,16 @@
-"""Batches of a stream by step number: read ahead in blocks while the loop runs through the last."""
+"""Batches that a source gives in order: blocks are read ahead while the loop runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from datarax import MixedSource, Pipeline
-from datarax.columns.rows import parted
-from datarax.order.epochs import steps_per_epoch
-from datarax.sources.streaming import merge_states
+from datarax import Pipeline
+from datarax.columns.rows import explained, parted
+from trainers.data.batches import Batches, Feed
 from trainers.data.blocks import Block, Blocks
-from trainers.data.eager import Batches, formed_spec
 from trainers.devices import agreement
 from trainers.devices.layout import Layout
 
@@ -21,62 +18,39 @@ _BYTES = 32 << 20  # of a block at most
 _BATCHES = 32  # in a block at most
 
 
-class StreamBatches:
-    """What the compiled loop reads of a pipeline over a stream: `Batches` for a source that cannot
-    be indexed.
+class StreamBatches(Batches):
+    """Batches of a pipeline over a source that is read in host memory.
 
     The data is a block of a few batches, stacked; batch `t` is a row of it. Of several processes
-    each reads the canonical streams whose records its devices hold; where the processes hold no
-    equal shares, or there is one stream only, each reads all.
+    each reads its share of every batch where the source has some, and otherwise all of it.
 
     Args:
         pipeline: The pipeline; clones of its source are read, so the caller's does not move.
         layout: The devices.
-        stored_order: Whether to read in stored order, whatever the source's `shuffle`.
+        stored_order: Whether to read all records in stored order, whatever the source's `shuffle`.
 
     Attributes:
-        stages: Variables of the stages, carried through the loop.
-        key: The pipeline's key, of which the stages' are folded.
-        length: Number of records in an epoch, None where it is not known.
-        steps_per_epoch: `ceil(length / batch_size)`, or None.
         capacity: Number of batches in a block; the last of them may be empty.
-        readers: How many shares of the streams the processes read; 1: each reads all.
-        spec: Shape and dtype of one record after the stages, by column, without host columns.
-        host: The source's host columns, by name, that no stage replaced.
+        readers: How many shares of a batch the processes read; 1: each reads all.
     """
 
     def __init__(self, pipeline: Pipeline, layout: Layout, *, stored_order: bool = False):
-        self.source = pipeline.source.clone()
-        self.source.reset()
-        self.batch_size = pipeline.batch_size
-        self._layout, self.readers, self._first = layout, 1, 0
-        reader, readers = layout.reader(self.batch_size)
-        if pipeline.shards > 1 and readers > 1:
-            self.source = self.source.split(pipeline.shards, reader, readers)
-            self.readers, self._first = readers, reader * self.batch_size // readers
+        source = pipeline.source.clone()
+        source.reset()
+        reader, readers = layout.reader(pipeline.batch_size)
+        source, self.readers = source.share(pipeline.shards, reader, readers)
         if stored_order:
-            self.source.set_random_order(False)
-        self.length = self.source.length
-        self.steps_per_epoch = None
-        if self.length is not None:
-            self.steps_per_epoch = steps_per_epoch(self.length, self.batch_size)
-        self.key = layout.replicate(pipeline.key.get_value())
-        self._graph, self.stages = nnx.split(pipeline.stages)
-        self._host = self.source.host_columns()
+            source.set_random_order(False)
+        super().__init__(pipeline, source, layout, pipeline.drop_remainder and not stored_order)
+        self._first_row = reader * self.batch_size // readers if self.readers > 1 else 0
         zeros = jax.tree.map(
-            lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), self.source.element_spec()
+            lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), source.element_spec()
         )
-        self._record, _ = parted(zeros, self._host)
+        self._record, _ = parted(zeros)
         row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._record))
         most = _BYTES // max(1, row_bytes * self.batch_size)
         self.capacity = max(1, min(_BATCHES, most))
-        self.spec, _ = formed_spec(self)
-        self.host = {column.name: column for column in self._host if column.name not in self.spec}
-
-    @property
-    def features(self) -> Mapping[str, Any]:
-        """The source's features, as far as it knows them."""
-        return getattr(self.source, "features", None) or {}
+        self._look({column.name: column for column in source.host_columns()})
 
     @property
     def data(self) -> Any:
@@ -89,41 +63,8 @@ class StreamBatches:
         record = self._record, np.zeros((), bool), np.uint32(0)
         return *jax.tree.map(stacked, record), np.uint32(0), self.key, np.int32(0)
 
-    def rows(self, data: Any, stages: nnx.State, t: jax.Array):
-        """Returns batch `t`, which of its records count, and the stages' variables; traceable."""
-        _, batch, valid, stages = self.form(data, stages, t)
-        return batch, valid, stages
-
-    def form(self, data: Any, stages: nnx.State, t: jax.Array):
-        """Returns the batch before the stages, and what `rows` returns."""
-        columns, valid, places, epoch, key, start = data
-        stored, valid, places = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, t - start, keepdims=False),
-            (columns, valid, places),
-        )
-        graph = nnx.merge(self._graph, stages, copy=True)
-        batch = graph(stored, key, jnp.full(len(places), epoch), places)
-        return stored, batch, valid, nnx.state(graph)
-
-    def in_order(self, batch: Any) -> Any:
-        """Returns the rows of a batch in the order of their positions, which they have."""
-        return batch
-
-    def extent(self, name: str) -> None:
-        """Returns None: of a stream's values nothing is known beforehand."""
-
-    def check(self, state: dict[str, Any]) -> None:
-        """Raises `ValueError` unless `state` is of this data in this order."""
-        self.source.clone().set_state(state)
-
     def feed(self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None) -> "StreamFeed":
-        """Returns what gives a run its data.
-
-        Args:
-            t: The next step.
-            first: The step that began with batch 0.
-            state: The source's state before step `t`; None: the start of epoch 0.
-        """
+        """Returns what gives a run its data; see `Batches.feed`. `first` follows from the state."""
         return StreamFeed(self, t, state)
 
     def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
@@ -139,9 +80,27 @@ class StreamBatches:
         finally:
             feed.close()
 
-    def place(self, columns: Any, *rest: Any) -> Any:
+    def blocks(self, state: dict[str, Any] | None) -> Blocks:
+        """Returns the blocks that a clone of the source gives.
+
+        Args:
+            state: Where it begins; None: at the start of epoch 0.
+        """
+        source = self._source.clone()
+        if state is not None:
+            source.set_state(state)
+        return Blocks(
+            source,
+            self.batch_size // self.readers,
+            self.capacity,
+            self.readers,
+            self.to_devices,
+            drop_remainder=self._drop_remainder,
+        )
+
+    def to_devices(self, columns: Any, *rest: Any) -> Any:
         """Returns a block's arrays on the devices, filled up to `capacity` batches."""
-        columns, _ = parted(columns, self._host)
+        columns, _ = parted(columns)
         sharding = self._layout.batch_sharding(axis=1)
 
         def filled_up(column):
@@ -153,7 +112,7 @@ class StreamBatches:
         def spread(column):
             def part(index):
                 start, stop, _ = index[1].indices(self.batch_size)
-                return column[:, start - self._first : stop - self._first]
+                return column[:, start - self._first_row : stop - self._first_row]
 
             shape = self.capacity, self.batch_size, *column.shape[2:]
             return jax.make_array_from_callback(shape, sharding, part)
@@ -161,12 +120,24 @@ class StreamBatches:
         arrays = jax.tree.map(filled_up, (columns, *rest))
         return jax.device_put(arrays) if sharding is None else jax.tree.map(spread, arrays)
 
+    def joined_state(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Returns the state of all processes together, from each one's own after the same batch."""
+        return own if self.readers == 1 else self._source.joined_state(agreement.collected(own))
+
     def whole(self, array: jax.Array) -> np.ndarray:
         """Returns an array that may be spread over processes; all of them ask for it."""
         return np.asarray(self._layout.replicate(array))
 
+    def _stored(self, data: Any, t: jax.Array) -> tuple[Any, ...]:
+        columns, valid, ranks, epoch, key, start = data
+        stored, valid, ranks = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, t - start, keepdims=False),
+            (columns, valid, ranks),
+        )
+        return explained(stored, self._absent), valid, jnp.full(len(ranks), epoch), ranks, key
 
-class StreamFeed:
+
+class StreamFeed(Feed):
     """Gives a run its data: blocks of a stream, read ahead of the loop.
 
     Args:
@@ -180,12 +151,8 @@ class StreamFeed:
 
     def __init__(self, batches: StreamBatches, t: int, state: dict[str, Any] | None):
         self._batches = batches
-        self._source = batches.source.clone()
-        if state is not None:
-            self._source.set_state(state)
         self.epoch, self._index = (0, 0) if state is None else (state["epoch"], state["index"])
-        size = batches.batch_size // batches.readers
-        self._blocks = Blocks(self._source, size, batches.capacity, batches.readers, batches.place)
+        self._blocks = batches.blocks(state)
         self._block: Block | None = None
         self._start = t  # the step of the block's first batch
 
@@ -200,11 +167,8 @@ class StreamFeed:
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the source's state before step `t`, one of the last block's or its end."""
         block = self._block or self._reach(t)
-        own = self._source.state_at(block.positions[t - self._start])
-        if self._batches.readers == 1:
-            return own
-        states = {tuple(state["streams"]): state for state in agreement.collected(own)}
-        return merge_states(list(states.values()))
+        own = self._blocks.state_at(block.positions[t - self._start])
+        return self._batches.joined_state(own)
 
     def epoch_at(self, t: int) -> float:
         """Returns the epoch of step `t`, with the fraction where the length is known."""
@@ -213,13 +177,12 @@ class StreamFeed:
         return block.epoch + (0 if length is None else index / length)
 
     def records(self, t: int) -> np.ndarray:
-        """Returns the place in its epoch of each record of batch `t`, of shape `(batch_size,)`."""
+        """Returns the rank in its epoch of each record of batch `t`, of shape `(batch_size,)`."""
         return self._batches.whole(self._reach(t).data[2])[t - self._start]
 
     def close(self) -> None:
         """Ends the reading."""
         self._blocks.close()
-        self._source.close()
 
     def _reach(self, t: int) -> Block:
         while self._block is None or t >= self._start + self._block.filled:
@@ -231,20 +194,3 @@ class StreamFeed:
                 self.epoch, self._index = block.epoch, 0
             self._block = block
         return self._block
-
-
-def as_batches(
-    pipeline: Pipeline, layout: Layout, *, stored_order: bool = False
-) -> Batches | StreamBatches:
-    """Returns the batches of a pipeline, whether its source can be indexed or not.
-
-    Raises:
-        ValueError: If every record of a mixture is asked for, in stored order: it never ends.
-    """
-    if stored_order and isinstance(pipeline.source, MixedSource):
-        raise ValueError(
-            "A mixture never ends, so it cannot be evaluated: give its sources, each by itself, as "
-            'in eval_source={"a": a, "b": b}.'
-        )
-    kind = StreamBatches if pipeline.is_stream else Batches
-    return kind(pipeline, layout, stored_order=stored_order)

@@ -9,7 +9,6 @@ import numpy as np
 
 from datarax import Pipeline
 from datarax.errors import listed
-from datarax.sources import EagerSourceBase
 from trainers.devices import private
 
 _UNITS = "B", "kB", "MB", "GB", "TB", "PB"
@@ -49,7 +48,7 @@ def expect_data_fits(pipeline: Pipeline, devices: int) -> None:
         devices: The number of devices that the shards are spread over.
     """
     source, spread = pipeline.source, pipeline.shards > 1
-    if not isinstance(source, EagerSourceBase):
+    if not source.is_traceable:
         return
     # With canonical shards a process loads only its own: one row tells how large the others are.
     columns = source.host_rows(np.zeros(1, np.int64)) if spread else source.element_spec()

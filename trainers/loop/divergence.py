@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainers.data.eager import Feed
-from trainers.data.stream import StreamFeed
+from trainers.data.batches import Feed
 from trainers.devices.arrays import Snapshot, as_carry
 from trainers.loop import program
 from trainers.loop.plan import Plan
@@ -133,7 +132,7 @@ def _nonfinite(tree: Any) -> jax.Array:
 
 def find(
     plan: Plan,
-    feed: Feed | StreamFeed,
+    feed: Feed,
     snapshot: Snapshot,
     begin: int,
     stop: int,

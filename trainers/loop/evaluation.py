@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from trainers.data.eager import Batches
-from trainers.data.stream import StreamBatches
+from trainers.data.batches import Batches
 from trainers.devices import agreement
 from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
@@ -30,7 +29,7 @@ class Evaluator:
         layout: The devices.
     """
 
-    def __init__(self, batches: Batches | StreamBatches, objective: Objective, layout: Layout):
+    def __init__(self, batches: Batches, objective: Objective, layout: Layout):
         self._batches = batches
         self._objective = objective
         self._layout = layout
@@ -88,7 +87,7 @@ class Evaluator:
 
 
 def predict(
-    batches: Batches | StreamBatches,
+    batches: Batches,
     layout: Layout,
     call: Callable[[nnx.Module, dict], Any],
     definition: nnx.GraphDef,

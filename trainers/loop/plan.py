@@ -13,8 +13,7 @@ from flax import nnx
 from datarax import Pipeline
 from trainers.arguments import Checkpoints
 from trainers.callbacks import Callback, every
-from trainers.data.eager import Batches
-from trainers.data.stream import StreamBatches
+from trainers.data.batches import Batches
 from trainers.devices.arrays import without_keys
 from trainers.devices.checksum import checksums
 from trainers.devices.layout import Layout
@@ -32,7 +31,7 @@ class Plan:
 
     model: nnx.Module
     pipeline: Pipeline
-    batches: Batches | StreamBatches
+    batches: Batches
     layout: Layout
     objective: Objective
     update: Update
@@ -53,9 +52,9 @@ def identity(pipeline: Pipeline) -> dict[str, Any]:
     """Returns what names a pipeline's batches, the same on all processes of a run."""
     source = pipeline.source
     return {
-        "the data's fingerprint": getattr(source, "fingerprint", None),
+        "the data's fingerprint": source.fingerprint,
         "the data's length": source.length,
-        "the order": [getattr(source, "is_random_order", None), source.seed, pipeline.shards],
+        "the order": [source.is_random_order, source.seed, pipeline.shards],
         "batch_size": pipeline.batch_size,
         "the keys of the stages": jax.random.key_data(pipeline.key.get_value()).tolist(),
     }
@@ -88,7 +87,7 @@ def configuration(plan: Plan) -> dict[str, Any]:
     return {
         "command": " ".join(sys.argv),
         "model": type(plan.model).__name__,
-        "data": getattr(plan.pipeline.source, "name", None) or type(plan.pipeline.source).__name__,
+        "data": plan.pipeline.source.label,
         "batch_size": batches.batch_size,
         "steps": plan.steps,
         "accumulate": update.accumulate,

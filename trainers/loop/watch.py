@@ -5,8 +5,7 @@ import math
 import time
 from typing import Any
 
-from trainers.data.eager import Feed
-from trainers.data.stream import StreamFeed
+from trainers.data.batches import Feed
 from trainers.devices.arrays import Snapshot
 from trainers.loop.clock import SECONDS
 from trainers.loop.divergence import Divergence, count_nonfinite, find
@@ -30,7 +29,7 @@ class Watch:
         run: The run.
     """
 
-    def __init__(self, plan: Plan, feed: Feed | StreamFeed, state: State, run: Run):
+    def __init__(self, plan: Plan, feed: Feed, state: State, run: Run):
         self._plan = plan
         self._feed = feed
         self._run, self._first = run, run.data_start

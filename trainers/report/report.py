@@ -126,7 +126,7 @@ class Report:
         batches, source = self._plan.batches, self._plan.pipeline.source
         rows = [
             [page.text(name), f"<code>{page.text(kind)}</code>"]
-            for name, kind in _kinds(source.element_spec(), getattr(source, "features", None))
+            for name, kind in _kinds(source.element_spec(), source.features)
         ]
         length = "an unknown number of" if batches.length is None else f"{batches.length:,}"
         lead = f"{length} records in batches of {batches.batch_size:,}"
@@ -166,8 +166,7 @@ class Report:
 
 def name_of(plan: Plan) -> str:
     """Returns what the data is called."""
-    source = plan.pipeline.source
-    return getattr(source, "dataset_name", None) or source.name or type(source).__name__
+    return plan.pipeline.source.dataset_name
 
 
 def _value(name: str, value: Any) -> str:
@@ -176,10 +175,10 @@ def _value(name: str, value: Any) -> str:
     return f"{value:.2%}" if name.endswith("accuracy") else chart.number(value)
 
 
-def _kinds(spec: Mapping[str, Any], features: Mapping[str, Any] | None):
+def _kinds(spec: Mapping[str, Any], features: Mapping[str, Any]):
     """Yields each column's name and what it holds."""
     for name, column in spec.items():
-        feature = (features or {}).get(name)
+        feature = features.get(name)
         shapes = jax.tree.map(
             lambda x: f"{x.dtype}{list(x.shape)}" if x.shape else str(x.dtype), column
         )

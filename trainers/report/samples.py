@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datarax.sources import EagerSourceBase
+from datarax.sources.source import Source
 
 _RECORDS = 8
 _TEXT = 240  # characters of a text
@@ -16,17 +16,17 @@ _NUMBERS = 8  # of an array
 _SIDE = 256  # pixels of an image
 
 
-def cards(source: Any) -> str:
+def cards(source: Source) -> str:
     """Returns records from all over a source as cards; of a stream nothing, it would be read.
 
     Args:
         source: The source, which stays as it is.
     """
-    if not isinstance(source, EagerSourceBase):
+    if not source.is_indexable:
         return ""
     rows = sorted({i * (source.length - 1) // (_RECORDS - 1) for i in range(_RECORDS)})
     columns = source.host_rows(np.array(rows))  # which reads no others, where none are loaded
-    features = getattr(source, "features", None) or {}
+    features = source.features
     records = (
         "".join(
             f"<dt>{html.escape(name)}</dt><dd>{_cell(_row(column, row), features.get(name))}</dd>"

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datarax import HFEagerSource, MemorySource, MemorySourceConfig, Pipeline
-from datarax.order.canonical import Deal, deal_out
+from datarax.order.canonical import Deal
+from trainers.data.held import deal_out
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -27,7 +28,7 @@ DEALS += [Deal(50, 4, shuffle=False), Deal(300, 12, shuffle=False)]
 @functools.cache
 def compiled(deal):
     """The deal's records and places, compiled once for all tests."""
-    return jax.jit(deal.record), jax.jit(deal.place)
+    return jax.jit(deal.record), jax.jit(deal.index_in_shard)
 
 
 def source(n=50, shuffle=True):
@@ -148,7 +149,9 @@ def test_epochs_and_shards_differ_and_neighbours_do_not_stay_together():
     for lag in (1, 2, 8, 16):  # 8: the next one of the same shard
         assert _correlation(epochs[0][:-lag], epochs[0][lag:]) < 0.02
     slot = np.arange(5000)
-    places = [np.asarray(deal.place(shard, slot, np.uint32(0)), float) for shard in range(8)]
+    places = [
+        np.asarray(deal.index_in_shard(shard, slot, np.uint32(0)), float) for shard in range(8)
+    ]
     for one, other in itertools.pairwise(places):
         assert _correlation(one, other) < 0.05
     # Nor are the records of a shard neighbours.
@@ -162,7 +165,7 @@ def test_every_place_of_a_short_shard_comes_first_as_often(size):
     deal = Deal(4 * size, 4)
     seeds = np.arange(8000, dtype=np.uint32)
     for shard in range(4):
-        first = np.asarray(deal.place(np.uint32(shard), np.uint32(0), seeds))
+        first = np.asarray(deal.index_in_shard(np.uint32(shard), np.uint32(0), seeds))
         counts = np.bincount(first, minlength=size)
         spread = (((counts - 8000 / size) ** 2) / (8000 / size)).sum()
         assert spread < size - 1 + 6 * np.sqrt(2 * size)  # chi-squared, six deviations up

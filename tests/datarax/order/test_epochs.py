@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from grain.experimental import index_shuffle as grain_index_shuffle
 
-from datarax.order import epochs
+from datarax.order import epoch_seed, key_seed, run_on, window
 from datarax.order.permutation import index_shuffle
 
 SEEDS = [0, 1, 42, 2**31, 2**32 - 1]
@@ -99,14 +99,14 @@ def test_few_records_have_the_same_order_however_it_is_found(size, lengths):
             grain_index_shuffle(i, max_index=num_records - 1, seed=7, rounds=8)
             for i in range(num_records)
         ]
-        got = epochs.window(3, size, num_records=num_records, seed=np.uint32(7))
+        got = window(3, size, num_records=num_records, seed=np.uint32(7))
         np.testing.assert_array_equal(got, np.take(want, np.arange(3, 3 + size), mode="wrap"))
 
 
 @pytest.mark.parametrize("num_records", [10, 100, 300, 5000])
 def test_vectorised_over_seeds_and_starts(num_records):
     def shuffled(start, seed):
-        return epochs.window(start, 64, num_records=num_records, seed=seed)
+        return window(start, 64, num_records=num_records, seed=seed)
 
     starts, seeds = np.arange(5) * 7, np.arange(5, dtype=np.uint32) + 3
     want = [shuffled(start, seed) for start, seed in zip(starts, seeds, strict=True)]
@@ -151,7 +151,7 @@ def test_neighbours_do_not_stay_together():
 
 def test_traces_without_a_sort_or_anything_as_long_as_the_data():
     def shuffled(start, seed):
-        return epochs.window(start, 128, num_records=1_000_003, seed=seed)
+        return window(start, 128, num_records=1_000_003, seed=seed)
 
     jaxpr = str(jax.make_jaxpr(shuffled)(jnp.int32(5), jnp.uint32(1)))
     assert "sort[" not in jaxpr
@@ -161,7 +161,7 @@ def test_traces_without_a_sort_or_anything_as_long_as_the_data():
 @pytest.mark.parametrize("num_records", [300, 1797, 10_000, 65_535])
 def test_a_batch_of_a_short_permutation_holds_nothing_longer_than_itself(num_records):
     def shuffled(start, seed):
-        return epochs.window(start, 128, num_records=num_records, seed=seed)
+        return window(start, 128, num_records=num_records, seed=seed)
 
     jaxpr = str(jax.make_jaxpr(shuffled)(jnp.int32(5), jnp.uint32(1)))
     assert "sort[" not in jaxpr
@@ -194,46 +194,42 @@ def test_what_is_out_of_range_is_said(arguments, words):
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1])
 def test_the_key_of_a_seed_is_that_seed(seed, impl):
     key = jax.random.key(np.uint32(seed), impl=impl)
-    assert int(epochs.key_seed(key)) == seed
-    assert int(epochs.key_seed(jax.random.key_data(key))) == seed
+    assert int(key_seed(key)) == seed
+    assert int(key_seed(jax.random.key_data(key))) == seed
 
 
 def test_other_keys_give_other_seeds():
     keys = jax.random.split(jax.random.key(0), 1000)
-    seeds = np.asarray(jax.vmap(epochs.key_seed)(keys))
+    seeds = np.asarray(jax.vmap(key_seed)(keys))
     assert len(np.unique(seeds)) == 1000
 
 
 def test_a_key_that_is_none_is_said():
     with pytest.raises(TypeError, match=r"jax\.random\.key\(0\)"):
-        epochs.key_seed(jnp.arange(3))
+        key_seed(jnp.arange(3))
 
 
 def test_epochs_wrap_at_the_largest_seed():
-    assert int(epochs.epoch_seed(2**32 - 1, 1)) == 0
-    assert int(epochs.epoch_seed(42, 3)) == 45
+    assert int(epoch_seed(2**32 - 1, 1)) == 0
+    assert int(epoch_seed(42, 3)) == 45
 
 
 def test_a_window_wraps_in_its_own_permutation():
-    whole = np.asarray(epochs.window(0, 10, num_records=10, seed=3))
-    np.testing.assert_array_equal(
-        epochs.window(7, 6, num_records=10, seed=3), whole[[7, 8, 9, 0, 1, 2]]
-    )
-    np.testing.assert_array_equal(
-        epochs.window(27, 6, num_records=10, seed=3), whole[[7, 8, 9, 0, 1, 2]]
-    )
-    np.testing.assert_array_equal(epochs.window(8, 4, num_records=10), [8, 9, 0, 1])
+    whole = np.asarray(window(0, 10, num_records=10, seed=3))
+    np.testing.assert_array_equal(window(7, 6, num_records=10, seed=3), whole[[7, 8, 9, 0, 1, 2]])
+    np.testing.assert_array_equal(window(27, 6, num_records=10, seed=3), whole[[7, 8, 9, 0, 1, 2]])
+    np.testing.assert_array_equal(window(8, 4, num_records=10), [8, 9, 0, 1])
 
 
 def test_running_on_enters_the_next_epochs():
-    orders = [np.asarray(epochs.window(0, 10, num_records=10, seed=3 + e)) for e in range(4)]
+    orders = [np.asarray(window(0, 10, num_records=10, seed=3 + e)) for e in range(4)]
     want = np.concatenate(orders)[17:37]
-    got = epochs.run_on(1, 7, 20, num_records=10, seed=3)
+    got = run_on(1, 7, 20, num_records=10, seed=3)
     np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(epochs.run_on(0, 8, 4, num_records=10), [8, 9, 0, 1])
+    np.testing.assert_array_equal(run_on(0, 8, 4, num_records=10), [8, 9, 0, 1])
 
 
 def test_positions_near_the_largest_length_do_not_overflow():
     n = 2**31
-    got = np.asarray(epochs.window(jnp.int32(n - 2), 4, num_records=n))
+    got = np.asarray(window(jnp.int32(n - 2), 4, num_records=n))
     np.testing.assert_array_equal(got, [n - 2, n - 1, 0, 1])

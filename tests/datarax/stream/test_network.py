@@ -14,7 +14,7 @@ from huggingface_hub.utils import httpx
 
 from datarax import StreamingSourceBase
 from datarax.hub import network
-from datarax.sources.eager import SourceConfigBase
+from datarax.sources import SourceConfigBase
 from tests.support.hubprocess import Failure
 from tests.support.hubserver import HubServer
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from datarax import Pipeline
 from tests.support.models import MLP, Normed, memory, points
 from trainers import Trainer
-from trainers.data.eager import Batches, as_pipeline
+from trainers.data.adapt import as_pipeline
+from trainers.data.eager import EagerBatches
 from trainers.devices.layout import Layout
 
 
@@ -22,7 +23,7 @@ from trainers.devices.layout import Layout
 )
 def test_an_epoch_holds_each_record_once_and_batches_are_the_source_s(n, batch_size, seed, on):
     source = memory({"x": np.zeros(n), "id": np.arange(n), "y": np.ones(n)}, shuffle=on, seed=seed)
-    batches = Batches(as_pipeline(source, batch_size), Layout())
+    batches = EagerBatches(as_pipeline(source, batch_size), Layout())
     rows = jax.jit(batches.rows)
     for epoch in range(2):
         expected = source.get_batch_at(0, n, jax.random.key(seed + epoch))["id"]

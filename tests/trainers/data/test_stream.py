@@ -14,8 +14,7 @@ from flax import nnx
 
 from datarax import HFEagerSource, HFStreamingSource, MixedSource, Pipeline
 from trainers import Checkpoints, Trainer
-from trainers.data.eager import as_pipeline
-from trainers.data.stream import as_batches
+from trainers.data.adapt import as_batches, as_pipeline
 from trainers.devices.layout import Layout
 
 N = 50

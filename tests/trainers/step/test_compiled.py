@@ -22,7 +22,8 @@ from tests.support.models import (
     points,
 )
 from trainers import Trainer
-from trainers.data.eager import Batches, as_pipeline
+from trainers.data.adapt import as_pipeline
+from trainers.data.eager import EagerBatches
 from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
 from trainers.step.compiled import Loop
@@ -110,7 +111,7 @@ def test_the_cadence_does_not_change_a_bit_of_a_convolutional_model():
 
 def _parts(model, source, batch_size):
     """Returns the train step of an inferred task, its data and a function that makes its state."""
-    batches = Batches(as_pipeline(source, batch_size), Layout())
+    batches = EagerBatches(as_pipeline(source, batch_size), Layout())
     task, optimizer = infer(model, batches), optax.adamw(1e-3)
     objective = Objective(task.loss, task.metrics, task.label)
     definition, params, rest = split(model, nnx.Param, training=True)
