@@ -23,7 +23,7 @@ LONGEST = 300
 ALSO_LONG = {"trainers/trainer.py"}  # two thirds of it are the docstring of `Trainer`
 
 # What does not hold yet. An entry that is no longer needed fails, so this only shrinks.
-PENDING: set[str] = {}
+PENDING: set[str] = set()
 
 
 def module_of(path: Path) -> str:
