@@ -33,9 +33,7 @@ class Watch:
         self._plan = plan
         self._feed = feed
         self._run, self._first = run, run.data_start
-        self._nonfinite = int(
-            count_nonfinite(state)
-        )  # such as the -inf of a mask: not ours to judge
+        self._nonfinite = count_nonfinite(state)  # such as the -inf of a mask: not ours to judge
         self._take(state, run.step, time.perf_counter())
 
     def is_due(self) -> bool:
@@ -56,7 +54,7 @@ class Watch:
         if not _has_finite_losses(state):
             return False
         begun = time.perf_counter()
-        if (thoroughly or keep) and int(count_nonfinite(state)) > self._nonfinite:
+        if (thoroughly or keep) and count_nonfinite(state) > self._nonfinite:
             return False
         if keep:
             self._take(state, step, begun)
@@ -79,7 +77,7 @@ class Watch:
             if found is not None:
                 return *found, feed.state_at(found[0].step)
         if _has_finite_losses(state):
-            self._nonfinite = int(count_nonfinite(state))
+            self._nonfinite = count_nonfinite(state)
             return None
         batch = self._step - self._first
         what = (
