@@ -80,24 +80,25 @@ def objects(column: Column) -> Convert:
         A function of `k` rows that returns an object array of shape `(k,)`; it can be pickled.
     """
     type_ = column.values.type
-    if _needs_decoding(column.feature):
+    if needs_decoding(column.feature):
         return partial(_decode, column)
     if not isinstance(type_, pa.BaseExtensionType) and (
         is_text(type_) or pa.types.is_binary(type_)
     ):
         return partial(_stored, column)
-    inner = _item_shape(column)
-    return partial(_python, column) if inner is None else partial(_ragged, inner)
+    inner = item_shape(column)
+    return partial(python_rows, column) if inner is None else partial(_ragged, inner)
 
 
 def _stored(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
     try:
         return block.to_numpy(zero_copy_only=False)
     except pa.ArrowException:  # NumPy cannot say which row's text is no UTF-8
-        return _python(column, block, rows)
+        return python_rows(column, block, rows)
 
 
-def _python(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
+def python_rows(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
+    """Returns rows of any type as the Python objects that Arrow makes of them."""
     try:
         return object_array(block.to_pylist())
     except (OverflowError, UnicodeDecodeError):
@@ -130,8 +131,11 @@ def _decode(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
     return object_array(found)
 
 
-def _item_shape(column: Column) -> tuple[int, ...] | None:
-    """Returns the shape that every item of every list has, or None if there is no such shape."""
+def item_shape(column: Column) -> tuple[int, ...] | None:
+    """Returns the shape that every item of every list has, or None if there is no such shape.
+
+    Numbers have the shape `()`, in empty lists too; the shape of lists needs one to be seen.
+    """
     if not is_number(leaf_type(column.values.type)):
         return None
     inner = None
@@ -139,6 +143,8 @@ def _item_shape(column: Column) -> tuple[int, ...] | None:
         if not is_list(block.type):
             return None
         items = flatten(block)
+        if not is_list(items.type):
+            inner = ()
         if len(items):
             inner = row_shape(items.slice(0, 1)) if inner is None else inner
             if not fits(items, inner):
@@ -146,16 +152,17 @@ def _item_shape(column: Column) -> tuple[int, ...] | None:
     return inner
 
 
-def _needs_decoding(feature: Any) -> bool:
+def needs_decoding(feature: Any) -> bool:
+    """Returns whether values of a feature are stored in another form than they are given in."""
     if isinstance(feature, dict):
-        return any(map(_needs_decoding, feature.values()))
+        return any(map(needs_decoding, feature.values()))
     if isinstance(feature, (datasets.List, datasets.LargeList)):
-        return _needs_decoding(feature.feature)
+        return needs_decoding(feature.feature)
     return isinstance(feature, (datasets.Image, datasets.Json)) and feature.decode
 
 
 def _decoded(feature: Any, value: Any) -> Any:
-    if value is None or not _needs_decoding(feature):
+    if value is None or not needs_decoding(feature):
         return value
     if isinstance(feature, dict):
         return {key: _decoded(part, value[key]) for key, part in feature.items()}

@@ -9,6 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+from datasets.arrow_writer import TypedSequence as TypedSequence
+from datasets.features.features import cast_to_python_objects as cast_to_python_objects
+from datasets.features.features import encode_nested_example as encode_nested_example
+from datasets.features.features import generate_from_arrow_type as generate_from_arrow_type
 from datasets.features.features import require_decoding as require_decoding
 from datasets.load import import_main_class
 from datasets.naming import camelcase_to_snakecase as camelcase_to_snakecase

@@ -1,33 +1,51 @@
 """Arrow rows of a stream become columns, by rules that its first rows decide."""
 
-import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import datasets
 import jax
 import numpy as np
 import pyarrow as pa
 
-from datarax.columns.arrow import Column, Misfit, Rows, cores
+from datarax.columns.arrow import Column, Rows, cores, nulls
 from datarax.columns.host import object_array
 from datarax.columns.image_file import DamagedImage, converted, dimensions, open_image
-from datarax.columns.lists import flat, misfits
-from datarax.columns.nested import Path, nested
-from datarax.columns.numbers import dense
-from datarax.columns.objects import objects
-from datarax.stream.schema import OBJECT, ColumnSpec, column_specs, joined
+from datarax.columns.lists import fits, leaf_type
+from datarax.columns.nested import Path, at, nested
+from datarax.columns.objects import needs_decoding, python_rows
+from datarax.errors import listed
+from datarax.stream.schema import ColumnSpec, column_specs, joined
+from datarax.stream.values import read_lists, read_numbers
 
 Part = dict[Path, np.ndarray]  # columns, in flat form
-Label = Callable[[int], str]  # names the file and number of a row
+
+
+class Fault(NamedTuple):
+    """What is wrong with a row.
+
+    Args:
+        column: The column's name.
+        found: What the row holds, and what to do.
+        is_damage: Whether the row's image cannot be decoded: `on_bad_rows="skip"` leaves it out. A
+            row that does not fit its column is an error in any case.
+    """
+
+    column: str
+    found: str
+    is_damage: bool = False
+
+
+Faults = dict[int, Fault]  # by the number of the row
 
 
 class Decoder:
     """Makes columns of a stream's rows, always of the same dtypes and shapes.
 
-    What is an array in the first rows must stay one: a later row that does not fit is an error
-    that names it. Everything else is an object array, whatever comes.
+    The first rows decide which columns are arrays, and what the rows of the others are. A later row
+    that is not so is a `Fault`, never changed to fit.
 
     Args:
         features: The features of the rows.
@@ -41,6 +59,8 @@ class Decoder:
         self.lazy = [spec for spec in self.specs if not spec.is_number]
         self.lazy_names = sorted({spec.path[0] for spec in self.lazy})
         self._numbers = [spec for spec in self.specs if spec.is_number]
+        paths = {spec.path[:n]: None for spec in self.specs for n in range(1, len(spec.path))}
+        self._dicts = list(paths)  # nested columns, none of whose first rows is None
 
     def spec(self) -> dict[str, Any]:
         """Returns shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`."""
@@ -50,101 +70,90 @@ class Decoder:
 
     def host_errors(self) -> dict[str, str]:
         """Returns why each host column is no array, by its name."""
-        return {spec.name: spec.why for spec in self.specs if spec.dtype == OBJECT}
+        return {spec.name: spec.host.why for spec in self.specs if spec.host is not None}
 
-    @functools.cached_property
+    @cached_property
     def first_record(self) -> Part:
         """The first record, of arrays of shape `(1, ...)`."""
-        return self.numbers(self._first, str) | self.rest(self._first, str)[0]
+        return self.numbers(self._first)[0] | self.rest(self._first)[0]
 
-    def numbers(self, table: pa.Table, label: Label) -> dict[Path, np.ndarray]:
+    def numbers(self, table: pa.Table) -> tuple[Part, Faults]:
         """Returns all arrays of numbers of a table.
 
         Args:
             table: `n` rows.
-            label: Names a row in an error.
 
         Returns:
-            Arrays of shape `(n, ...)`.
-
-        Raises:
-            ValueError: A row does not fit; it names column and row.
+            Arrays of shape `(n, ...)`, and the rows that do not fit, which are 0 there.
         """
-        return {spec.path: _numbers(spec, spec.of(table), label) for spec in self._numbers}
+        columns, faults = {}, {}
+        extra = [name for name in table.column_names if name not in self.features]
+        if extra:
+            faults = dict.fromkeys(range(len(table)), _extra(extra[0], self.features))
+        table = self.with_all_columns(table)
+        for spec in self._numbers:
+            values = spec.of(table)
+            columns[spec.path], bad = read_numbers(values, spec.shape, spec.dtype)
+            faults |= {row: _unlike(spec, values, row) for row in bad.tolist()}
+        for path in self._dicts:
+            values = at(table, path)
+            if values.null_count:
+                fault = _no_dict(path)
+                faults |= dict.fromkeys(np.flatnonzero(nulls(joined(values))).tolist(), fault)
+        return columns, faults
 
-    def rest(self, table: pa.Table, label: Label) -> tuple[dict[Path, np.ndarray], dict[int, str]]:
+    def with_all_columns(self, table: pa.Table) -> pa.Table:
+        """Returns a table with each of the columns; all rows of one that it lacks are None."""
+        for name in self.features:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table)))
+        return table
+
+    def rest(self, table: pa.Table) -> tuple[Part, Faults]:
         """Returns images and host columns of a table, images decoded on all cores.
 
         Returns:
-            Arrays of shape `(n, ...)`, object arrays of shape `(n,)`; and what is wrong with rows
-            whose image is damaged, which hold nothing meaningful.
-
-        Raises:
-            ValueError: A row does not fit; it names column and row.
+            Arrays of shape `(n, ...)`, object arrays of shape `(n,)`; and the rows that do not fit
+            or whose image is damaged, which hold nothing meaningful there.
         """
-        columns, damage = {}, {}
+        columns, faults = {}, {}
         for spec in self.lazy:
-            values = joined(spec.of(table))
+            values = spec.of(table)
             if spec.mode is not None:
-                columns[spec.path], found = _pixels(spec, values, label)
-                damage |= found
+                columns[spec.path], found = _pixels(spec, spec.mode, values)
             elif isinstance(spec.feature, datasets.Image) and spec.feature.decode:
                 columns[spec.path], found = _images(spec, values)
-                damage |= found
             else:
-                columns[spec.path] = _objects(spec, values)
-        return columns, damage
+                columns[spec.path], found = _objects(spec, values)
+            faults |= found
+        return columns, faults
 
 
 # --- values ----------------------------------------------------------------------------------
 
 
-def _numbers(spec: ColumnSpec, values: pa.ChunkedArray, label: Label) -> np.ndarray:
-    block = joined(values)
-    inner = flat(block, spec.shape)
-    if inner is None:
-        row = int(np.flatnonzero(misfits(block, spec.shape))[0])
-        found = repr(block[row].as_py())
-        raise _unlike(spec, label(row), found if len(found) < 60 else f"{found[:56]} ...")
-    # Without a copy where the table is one block.
-    read = inner.to_numpy(zero_copy_only=False).reshape(len(block), *spec.shape)
-    if read.dtype == spec.dtype:
-        return read
-    if read.size and read.dtype.kind in "iu" and spec.dtype.kind in "iu":
-        limits = np.iinfo(spec.dtype)
-        if limits.min <= read.min() and read.max() <= limits.max:
-            return read.astype(spec.dtype)
-    column = Column(spec.path, spec.feature, values, Rows(len(values)))
+def _objects(spec: ColumnSpec, values: pa.Array) -> tuple[np.ndarray, Faults]:
+    host = spec.host
+    assert host is not None  # the one column that is no array and no image
+    if host.items is not None:
+        rows, bad = read_lists(values, host.items, host.dtype)
+        return object_array(rows), {row: _unlike(spec, values, row) for row in bad.tolist()}
+    convert = host.convert
+    if values.type != host.stored and not needs_decoding(spec.feature):
+        column = Column(spec.path, spec.feature, pa.chunked_array([values]), Rows(len(values)))
+        convert = partial(python_rows, column)
     try:
-        return dense(column, column.rows)
-    except ValueError as error:
-        raise _out_of_range(spec, column, label, error) from None
-
-
-def _unlike(spec: ColumnSpec, label: str, found: str) -> ValueError:
-    begun = f"{spec.dtype} of shape {spec.shape}" if spec.shape else f"one {spec.dtype}"
-    return ValueError(
-        f"column {spec.name!r}, {label}: found {found}, and in the stream's first rows each is "
-        f"{begun}. Drop or fill such rows, ds = ds.filter(...) or ds.map(...), or leave the column "
-        f"out: exclude_keys={{{spec.path[0]!r}}}"
-    )
-
-
-def _out_of_range(spec: ColumnSpec, column: Column, label: Label, error: ValueError) -> ValueError:
-    for row in range(column.rows.length):  # rare enough: which row it is
-        one = Column(spec.path, spec.feature, column.values.slice(row, 1), Rows(1))
+        return convert(values, Rows(len(values))), {}
+    except ValueError:
+        pass  # a row of it, which is looked for below
+    rows, faults = np.empty(len(values), object), {}
+    for row in range(len(values)):
         try:
-            dense(one, one.rows)
-        except ValueError as found:
-            _, _, rest = str(found).partition(": ")
-            return ValueError(f"column {spec.name!r}, {label(row)}: {rest}")
-    return error
-
-
-def _objects(spec: ColumnSpec, values: pa.Array) -> np.ndarray:
-    rows = Rows(len(values))
-    column = Column(spec.path, spec.feature, pa.chunked_array([values]), rows)
-    return objects(column)(values, rows)
+            rows[row] = convert(values[row : row + 1], Rows(1))[0]
+        except ValueError as error:
+            found = str(error).partition(": ")[2]
+            faults[row] = Fault(spec.name, found, isinstance(error.__cause__, DamagedImage))
+    return rows, faults
 
 
 def _opened(spec: ColumnSpec, values: pa.Array, finish: Callable) -> Iterator[Any]:
@@ -153,7 +162,7 @@ def _opened(spec: ColumnSpec, values: pa.Array, finish: Callable) -> Iterator[An
     def attempt(value: dict[str, Any] | None) -> Any:
         try:
             return None if value is None else finish(open_image(spec.feature, value))
-        except (DamagedImage, Misfit) as error:
+        except DamagedImage as error:
             return error
 
     files = values.to_pylist()
@@ -163,29 +172,88 @@ def _opened(spec: ColumnSpec, values: pa.Array, finish: Callable) -> Iterator[An
         return iter(list(pool.map(attempt, files)))
 
 
-def _images(spec: ColumnSpec, values: pa.Array) -> tuple[np.ndarray, dict[int, str]]:
+def _images(spec: ColumnSpec, values: pa.Array) -> tuple[np.ndarray, Faults]:
     found = list(_opened(spec, values, np.array))
-    damage = {row: str(item) for row, item in enumerate(found) if isinstance(item, DamagedImage)}
-    return object_array(found), damage
+    return object_array(found), {
+        row: _damage(spec, item) for row, item in enumerate(found) if isinstance(item, DamagedImage)
+    }
 
 
-def _pixels(spec: ColumnSpec, values: pa.Array, label: Label) -> tuple[np.ndarray, dict[int, str]]:
-    out, damage = np.empty((len(values), *spec.shape), spec.dtype), {}
+def _pixels(spec: ColumnSpec, mode: str, values: pa.Array) -> tuple[np.ndarray, Faults]:
+    out, faults = np.zeros((len(values), *spec.shape), spec.dtype), {}
 
-    def finish(image: Any) -> np.ndarray:
-        pixels = np.asarray(converted(image, spec.mode))
-        if pixels.shape != spec.shape:
-            raise Misfit(0, f"an image of mode {image.mode} and {dimensions(image.size)}")
-        return pixels
+    def finish(image: Any) -> np.ndarray | str:
+        pixels = np.asarray(converted(image, mode))
+        if (pixels.shape, pixels.dtype.newbyteorder("=")) == (spec.shape, spec.dtype):
+            return pixels
+        return f"an image of mode {image.mode} and {dimensions(image.size)}"
 
     for row, item in enumerate(_opened(spec, values, finish)):
         if isinstance(item, DamagedImage):
-            damage[row] = str(item)
-        elif item is None or isinstance(item, Misfit):
-            raise _unlike(spec, label(row), "None" if item is None else item.found)
+            faults[row] = _damage(spec, item)
+        elif item is None or isinstance(item, str):
+            faults[row] = _unfit(spec, str(item))
         else:
             out[row] = item
-    return out, damage
+    return out, faults
+
+
+# --- faults ----------------------------------------------------------------------------------
+
+
+def _unlike(spec: ColumnSpec, values: pa.Array, row: int) -> Fault:
+    """Returns the fault of a row whose values are no such numbers."""
+    text = repr(values[row].as_py())
+    text = text if len(text) < 60 else f"{text[:56]} ..."
+    whole = spec.host is None and pa.types.is_integer(leaf_type(values.type))
+    if not (whole and spec.dtype.kind in "iu" and fits(values[row : row + 1], spec.shape)):
+        return _unfit(spec, text)
+    return Fault(
+        spec.name,
+        f"{text} does not fit into {spec.dtype}, and JAX has 64-bit integers only after "
+        "jax.config.update('jax_enable_x64', True). Write that, store smaller numbers, or leave "
+        f"the column out: exclude_keys={{{spec.path[0]!r}}}",
+    )
+
+
+def _unfit(spec: ColumnSpec, found: str) -> Fault:
+    if spec.host is not None:
+        begun = f"a list of {spec.host.dtype}"
+    else:
+        begun = f"{spec.dtype} of shape {spec.shape}" if spec.shape else f"one {spec.dtype}"
+    return Fault(
+        spec.name,
+        f"found {found}, and in the stream's first rows each is {begun}. Declare a type that holds "
+        f"all rows, features=datasets.Features({{{spec.path[0]!r}: ...}}), drop or fill such rows, "
+        "ds = ds.filter(...) or ds.map(...), or leave the column out: "
+        f"exclude_keys={{{spec.path[0]!r}}}",
+    )
+
+
+def _extra(name: str, features: datasets.Features) -> Fault:
+    return Fault(
+        name,
+        f"the stream's first rows have no such column, only {listed(features)}. Declare all "
+        "columns, features=datasets.Features({...}), or choose some with include_keys or "
+        "exclude_keys",
+    )
+
+
+def _no_dict(path: Path) -> Fault:
+    return Fault(
+        ".".join(path),
+        "found None, and in the stream's first rows each is a dict. Drop or fill such rows, ds = "
+        f"ds.filter(...) or ds.map(...), or leave the column out: exclude_keys={{{path[0]!r}}}",
+    )
+
+
+def _damage(spec: ColumnSpec, error: DamagedImage) -> Fault:
+    return Fault(
+        spec.name,
+        f"{error}: the image cannot be decoded. Repair it, or leave such rows out with "
+        "on_bad_rows='skip'.",
+        is_damage=True,
+    )
 
 
 def length_of(part: Part) -> int:

@@ -6,12 +6,13 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from datarax.hub import network
-from datarax.stream.shards import Shards
+from datarax.stream.shards import Shards, Unfit, UsersError
 from datarax.stream.window import Slice, Table
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,10 @@ class OpenShard:
         self._worker = network.Worker()
         # The table at hand, of `_length` rows, begins at row `_row` and is read from `_before`.
         self._before, self._row, self._offset = state or (None, 0, 0)
-        self._after, self._table, self._length, self._tables = self._before, None, 0, None
+        self._after, self._length = self._before, 0
+        self._table: Table | None = None
+        self._tables: Iterator[tuple[pa.Table, Any]] | None = None
+        self._closes: weakref.finalize | None = None
 
     @property
     def state(self) -> list[Any]:
@@ -68,18 +72,22 @@ class OpenShard:
             if not self._advance():
                 return None
             self._offset = beyond
+        if self._table is None:
+            return None
         start, self._offset = self._offset, min(self._offset + rows, self._length)
         return Slice(self._table, start, self._offset)
 
     def peek(self) -> pa.Table | None:
         """Returns the first table, which will be read again; None if the shard is empty."""
-        return self._table.rows if self._table is not None or self._advance() else None
+        if self._table is None:
+            self._advance()
+        return None if self._table is None else self._table.rows
 
     def close(self) -> None:
         """Closes the file."""
-        if self._tables is not None:
+        if self._closes is not None:
             self._closes()
-        self._tables = None
+        self._closes, self._tables = None, None
 
     def _advance(self) -> bool:
         row = self._row + self._length
@@ -106,13 +114,20 @@ class OpenShard:
                 raise self._error(TimeoutError, row, self._stalled()) from error
             except Exception as error:
                 self.close()
+                if isinstance(error, UsersError):
+                    if not network.is_transient(error.error):
+                        raise placed(error.error, self._label(row)) from error.error.__cause__
+                    error = error.error
+                if isinstance(error, Unfit):
+                    raise self._error(ValueError, row, str(error)) from error
                 if network.is_refusal(error):
                     raise self._error(refusal_of(error), row, said(error)) from error
                 if not network.is_transient(error):
                     return self._give_up(row, error)
                 attempts, asked = attempts + 1, network.asked_pause(error)
                 pause = max(next(waits, math.inf), asked)
-                if pause > (math.inf if left() is None else left()) or pause == math.inf:
+                seconds = left()
+                if pause == math.inf or (seconds is not None and pause > seconds):
                     found = f"{said(error)}. {self._gave_up(attempts, asked)}"
                     raise self._error(ConnectionError, row, found) from error
                 logger.warning(
@@ -139,7 +154,7 @@ class OpenShard:
         self.bad += 1
 
     def _stalled(self) -> str:
-        seconds = self._policy.timeout
+        seconds = self._policy.timeout or 0
         return (
             f"nothing came for {seconds:g} s. Resume from the last state, or wait longer: "
             f"timeout={2 * seconds:g}"
@@ -160,8 +175,16 @@ class OpenShard:
 
 def _close(tables: Iterator) -> None:
     # A generator left behind in a stall still runs on its own thread and cannot be closed.
-    if not getattr(tables, "gi_running", True):
+    if isinstance(tables, GeneratorType) and not tables.gi_running:
         tables.close()
+
+
+def placed(error: Exception, label: str) -> Exception:
+    """Returns an error of a user's function, whose message begins with the row that it got."""
+    error.add_note(f"Raised by a function of the dataset's map or filter, at {label}.")
+    if len(error.args) <= 1:  # an OSError makes its message of two
+        error.args = (": ".join([label, *map(str, error.args)]),)
+    return error
 
 
 def said(error: BaseException) -> str:

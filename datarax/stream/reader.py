@@ -7,7 +7,7 @@ import datasets
 
 from datarax.stream.open_shard import OpenShard, ReadPolicy
 from datarax.stream.schema import FirstRows
-from datarax.stream.shards import Shards
+from datarax.stream.shards import DatasetShards, Shards
 from datarax.stream.window import Slice
 
 
@@ -90,6 +90,7 @@ def first_rows(
         else:
             shard.close()
         if table is not None:
-            features = shards.features or datasets.Features.from_arrow_schema(table.schema)
+            known = shards.inferred if isinstance(shards, DatasetShards) else shards.features
+            features = known or datasets.Features.from_arrow_schema(table.schema)
             return FirstRows(table, features), opened
     raise ValueError("The stream is empty: there is no row in any of its shards.")

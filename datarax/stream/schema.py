@@ -17,9 +17,10 @@ from datarax.columns.image_file import (
     open_image,
     widest,
 )
+from datarax.columns.lists import leaf_type
 from datarax.columns.nested import Path, at, parts
 from datarax.columns.numbers import dense
-from datarax.columns.objects import host_column, objects
+from datarax.columns.objects import Convert, host_column, item_shape, needs_decoding, objects
 from datarax.stream.shards import Shards
 
 _FIRST = 1024  # rows that decide what a column is
@@ -45,7 +46,7 @@ class ColumnSpec:
         shape: The shape of one row.
         dtype: `object` for a host column.
         mode: The mode of the pixels, for an array of images.
-        why: What keeps a host column from being an array, and the line that changes it.
+        host: What the rows of a host column are.
     """
 
     path: Path
@@ -53,7 +54,7 @@ class ColumnSpec:
     shape: tuple[int, ...]
     dtype: np.dtype
     mode: str | None = None
-    why: str = ""
+    host: "HostSpec | None" = None
 
     @property
     def name(self) -> str:
@@ -65,9 +66,28 @@ class ColumnSpec:
         """Whether it is an array of numbers, not of pixels."""
         return self.dtype != OBJECT and self.mode is None
 
-    def of(self, table: pa.Table) -> pa.ChunkedArray:
-        """Returns the leaf's values in a table."""
-        return at(table, self.path)
+    def of(self, table: pa.Table) -> pa.Array:
+        """Returns the column's values in a table, as one array."""
+        return joined(at(table, self.path))
+
+
+@dataclass(frozen=True, eq=False)
+class HostSpec:
+    """The rows of a host column.
+
+    Args:
+        why: What keeps the column from being an array, and the line that changes it.
+        stored: The Arrow type of its first rows.
+        convert: Makes Python objects of rows of this type.
+        items: For lists of numbers that are given as arrays: the shape of one item.
+        dtype: The dtype of these arrays.
+    """
+
+    why: str
+    stored: pa.DataType
+    convert: Convert
+    items: tuple[int, ...] | None = None
+    dtype: np.dtype = OBJECT
 
 
 def column_specs(features: datasets.Features, first: pa.Table) -> list[ColumnSpec]:
@@ -96,9 +116,19 @@ def _spec(column: Column) -> ColumnSpec:
     try:
         first = dense(column, column.rows)
     except Misfit as misfit:
-        why = host_column(column, objects(column), misfit)
-        return ColumnSpec(column.path, column.feature, (), OBJECT, why=f"{why.reason}. {why.fix}")
+        return _host_spec(column, misfit)
+    if 0 in first.shape and not pa.types.is_fixed_size_list(plain(column.row(0)).type):
+        return _host_spec(column, Misfit(0, "is an empty list, as in all first rows"))
     return ColumnSpec(column.path, column.feature, first.shape[1:], first.dtype)
+
+
+def _host_spec(column: Column, misfit: Misfit) -> ColumnSpec:
+    host = host_column(column, objects(column), misfit)
+    why, stored = f"{host.reason}. {host.fix}", joined(column.values).type
+    items = None if needs_decoding(column.feature) else item_shape(column)
+    dtype = OBJECT if items is None else np.dtype(leaf_type(stored).to_pandas_dtype())
+    rows = HostSpec(why, stored, objects(column), items, dtype)
+    return ColumnSpec(column.path, column.feature, (), OBJECT, host=rows)
 
 
 def _image_spec(column: Column) -> ColumnSpec:
@@ -116,7 +146,7 @@ def _image_spec(column: Column) -> ColumnSpec:
             continue
         modes.add(image.mode)
         whole.append(image)
-    # A photo on its side has the size of its header only before it is turned upright.
+    # EXIF rotation swaps width and height after decoding, so decoded sizes count too.
     mode = widest(modes)
     if len(sizes) == 1 and mode and len({image.size for image in whole}) == 1:
         pixels = np.asarray(converted(whole[0], mode))
@@ -128,14 +158,17 @@ def _image_spec(column: Column) -> ColumnSpec:
     )
     made = f"{{{column.path[-1]!r}: row[{column.path[0]!r}].convert('RGB').resize((224, 224))}}"
     fix = f"Give the images one size and mode, ds = ds.map(lambda row: {made})"
-    return ColumnSpec(column.path, column.feature, (), OBJECT, why=f"{found}. {fix}")
+    host = HostSpec(f"{found}. {fix}", joined(column.values).type, objects(column))
+    return ColumnSpec(column.path, column.feature, (), OBJECT, host=host)
 
 
 def fingerprint(shards: Shards, first: FirstRows) -> str:
     """Returns a fingerprint of a stream's content, as far as it is known before it is read."""
     digest = Digest("stream", shards.num_shards, shards.length)
-    for name in sorted(first.features):
-        digest.note(name, first.features[name])
+    # Inferred labels count as the integers that Arrow sees, as in states of version 0.1.
+    features = shards.features or datasets.Features.from_arrow_schema(first.table.schema)
+    for name in sorted(features):
+        digest.note(name, features[name])
         column = first.table.column(name).slice(0, _FINGERPRINTED)
         digest.arrow(pa.concat_arrays(column.chunks))
     return digest.hex()

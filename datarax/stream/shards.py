@@ -1,7 +1,7 @@
 """Shards: the parts that a stream is read in, each from any position that it gave before."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import datasets
 import pyarrow as pa
@@ -41,6 +41,39 @@ class Shards(Protocol):
         ...
 
 
+@runtime_checkable
+class DatasetShards(Shards, Protocol):
+    """Shards of a `datasets.IterableDataset`, which may make its rows in Python.
+
+    Attributes:
+        inferred: The features of the rows, those that were not declared too.
+        hint: Why the dataset is one shard and what to write instead; empty if it has several.
+    """
+
+    inferred: datasets.Features | None
+    hint: str
+
+    def at_epoch(self, epoch: int) -> Self:
+        """Returns the shards of an epoch; they differ where the dataset was shuffled before."""
+        ...
+
+
+class Unfit(ValueError):
+    """A row that fits no column: never a bad row, since its data can be read."""
+
+
+class UsersError(Exception):
+    """An error in a function that the user gave to `map` or `filter`.
+
+    Args:
+        error: What the function raised.
+    """
+
+    def __init__(self, error: Exception):
+        super().__init__(error)
+        self.error = error
+
+
 class TableShards:
     """Ranges of rows of a `datasets.Dataset`, read from where it is (mapped from the disk).
 
@@ -70,7 +103,7 @@ class TableShards:
             start = end
 
     def _bounds(self, shard: int) -> tuple[int, int]:
-        return tuple(self.length * part // self.num_shards for part in (shard, shard + 1))
+        return self.length * shard // self.num_shards, self.length * (shard + 1) // self.num_shards
 
     def label(self, shard: int) -> str:
         return "rows {} to {} of the dataset".format(*self._bounds(shard))

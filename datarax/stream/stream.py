@@ -8,7 +8,7 @@ from datarax.order.windows import ShuffleOrder, permutation
 from datarax.stream.decoder import Decoder, Part
 from datarax.stream.open_shard import OpenShard, ReadPolicy
 from datarax.stream.reader import Reader
-from datarax.stream.shards import READ_ROWS, Shards
+from datarax.stream.shards import READ_ROWS, DatasetShards, Shards
 from datarax.stream.window import Window
 
 _WIDTH = 8  # shards open at once where rows are shuffled
@@ -73,8 +73,9 @@ class Stream:
         self._number, self._policy = number, policy
         self._opened = {} if opened is None else opened
         self._bad_before = 0
-        self._reader = None
-        self.begin(0)
+        self._reader: Reader | None = None
+        self._window: Window | None = None
+        self._pending, self._epoch, self._position, self._taken = START, 0, 0, 0
 
     def begin(self, epoch: int) -> None:
         """Goes to the start of an epoch; nothing is read yet."""
@@ -116,20 +117,18 @@ class Stream:
             Parts that hold the records in order, and how many damaged ones were left out.
         """
         parts, skipped = [], 0
-        while count > 0 and self._ready():
-            stop = min(self._position + count, len(self._window))
-            part, damage = self._window.rows(self._position, stop)
-            if damage:
-                if self._policy.on_bad_rows == "raise":
-                    raise ValueError(
-                        f"{damage[min(damage)]}: the image cannot be decoded. Repair it, or leave "
-                        "such rows out with on_bad_rows='skip'."
-                    )
-                keep = np.setdiff1d(np.arange(stop - self._position), list(damage))
+        while count > 0 and (window := self._ready()) is not None:
+            stop = min(self._position + count, len(window))
+            part, faults = window.rows(self._position, stop)
+            for row, fault in sorted(faults.items()):
+                if not fault.is_damage or self._policy.on_bad_rows == "raise":
+                    raise window.error(self._position + row, fault)
+            if faults:
+                keep = np.setdiff1d(np.arange(stop - self._position), list(faults))
                 part = {path: column[keep] for path, column in part.items()}
-            good = stop - self._position - len(damage)
+            good = stop - self._position - len(faults)
             count, self._taken = count - good, self._taken + good
-            skipped += len(damage)
+            skipped += len(faults)
             self._position = stop
             parts.append(part)
         return parts, skipped
@@ -141,50 +140,57 @@ class Stream:
 
     # --- windows ---------------------------------------------------------------------------------
 
-    def _ready(self) -> bool:
-        """Makes sure that there is a row to take; False at the end of the epoch."""
+    def _ready(self) -> Window | None:
+        """Returns the window that the next row is of; None at the end of the epoch."""
         if self._window is None:
-            return self._resume()
-        while self._position >= len(self._window):
+            self._window = self._resumed()
+        while self._window is not None and self._position >= len(self._window):
             following = self._fill(self._window.number + 1)
             if following is None:
-                return False
+                return None
             self._window, self._position = following, 0
-        return True
+        return self._window
 
-    def _resume(self) -> bool:
+    def _resumed(self) -> Window | None:
         state = self._pending
-        if self._reader is None:
-            self._reader = self._new_reader()
-            if state["anchor"] is not None:
-                self._reader.load(state["anchor"])
+        if self._reader is None and state["anchor"] is not None:
+            self._open().load(state["anchor"])
         window = self._fill(state["window"])
         if window is None and state["check"] is None:
-            return False
-        if window is None or state["check"] not in (None, window.check()):
+            return None
+        again = window is not None and state["check"] in (None, window.check())
+        if window is None or not again or state["position"] > len(window):
             self._renew(self._epoch)  # asking again is an error again
             raise ValueError(
-                "the stream does not give the rows again that it gave before its state was saved: "
+                "The stream does not give the rows again that it gave before its state was saved: "
                 "the data changed, or they come from a generator that draws at random or gives "
-                "each row once. Give it a fixed seed, save its rows to files, or begin anew with "
+                "each row once. Give it a fixed seed, save its rows to files, or start again with "
                 "reset()."
             )
-        self._window, self._position = window, state["position"]
-        return self._ready()
+        self._position = state["position"]
+        return window
 
-    def _new_reader(self) -> Reader:
-        ids = self._order.shards(self._shards.num_shards, self._epoch, self._number)
-        width, turn = 1, READ_ROWS
-        if self._order.shuffle:
-            width, turn = _WIDTH, -(-self._order.shuffle_buffer_size // _TURNS)
-        return Reader(self._shards, ids, self._policy, width=width, turn=turn, opened=self._opened)
+    def _open(self) -> Reader:
+        if self._reader is None:
+            shards = self._shards
+            if isinstance(shards, DatasetShards):
+                shards = shards.at_epoch(self._epoch)
+            ids = self._order.shards(shards.num_shards, self._epoch, self._number)
+            width, turn = 1, READ_ROWS
+            if self._order.shuffle:
+                width, turn = _WIDTH, -(-self._order.shuffle_buffer_size // _TURNS)
+            self._reader = Reader(
+                shards, ids, self._policy, width=width, turn=turn, opened=self._opened
+            )
+        return self._reader
 
     def _fill(self, number: int) -> Window | None:
-        anchor = self._reader.state()
+        reader = self._open()
+        anchor = reader.state()
         size = self._order.shuffle_buffer_size if self._order.shuffle else 1
         try:
             slices, rows = [], 0
-            while rows < size and (part := self._reader.read()) is not None:
+            while rows < size and (part := reader.read()) is not None:
                 slices.append(part)
                 rows += part.rows
             if not slices:
@@ -194,5 +200,5 @@ class Stream:
                 mixed = permutation(rows, self._order.epoch_seed(self._epoch), self._number, number)
             return Window(slices, self._decoder, mixed, anchor, number)
         except BaseException:
-            self._reader.load(anchor)  # so that the next attempt loses nothing
+            reader.load(anchor)  # so that the next attempt loses nothing
             raise

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from datarax.columns.arrow import as_python, without_views
 from datarax.hub import network
-from datarax.stream.decoder import Decoder, Part
+from datarax.stream.decoder import Decoder, Fault, Faults, Part
 
 
 class Table:
@@ -33,17 +33,18 @@ class Table:
             len(rows),
         )
         self._named = label
-        self._numbers: Part | None = None
+        self._numbers: tuple[Part, Faults] | None = None
 
-    def numbers(self, decoder: Decoder) -> Part:
+    def numbers(self, decoder: Decoder) -> tuple[Part, Faults]:
         """Returns the columns of numbers, made once: a slice is too short for that cost."""
         if self._numbers is None:
-            self._numbers = decoder.numbers(self.rows, self.label)
-            self.rows = self.rows.select(decoder.lazy_names)  # nothing is held twice
+            self._numbers = decoder.numbers(self.rows)
+            whole = decoder.with_all_columns(self.rows)
+            self.rows = whole.select(decoder.lazy_names)  # nothing is held twice
         return self._numbers
 
     def label(self, row: int) -> str:
-        """Says where a row comes from."""
+        """Names a row in an error."""
         return f"row {self.first + row} of {network.redacted(self._named(self.shard))}"
 
 
@@ -59,17 +60,19 @@ class Slice(NamedTuple):
         """How many they are."""
         return self.stop - self.start
 
-    def numbers(self, decoder: Decoder) -> Part:
-        """Returns the columns of numbers, views of the table's."""
-        columns = self.table.numbers(decoder)
-        return {path: column[self.start : self.stop] for path, column in columns.items()}
+    def numbers(self, decoder: Decoder) -> tuple[Part, Faults]:
+        """Returns the columns of numbers, views of the table's, and the rows that do not fit."""
+        columns, faults = self.table.numbers(decoder)
+        part = {path: column[self.start : self.stop] for path, column in columns.items()}
+        within = {row - self.start: fault for row, fault in faults.items() if row >= self.start}
+        return part, {row: fault for row, fault in within.items() if row < self.rows}
 
     def rest(self) -> pa.Table:
         """Returns the other columns, once those of numbers were asked for."""
         return self.table.rows.slice(self.start, self.rows)
 
     def label(self, row: int) -> str:
-        """Says where a row comes from."""
+        """Names a row in an error."""
         return self.table.label(self.start + row)
 
 
@@ -94,31 +97,44 @@ class Window:
     ):
         self.anchor, self.number = anchor, number
         self._slices, self._decoder, self._order = slices, decoder, permutation
-        self._length = sum(part.rows for part in slices)
-        self._numbers = joined([part.numbers(decoder) for part in slices])
+        self._ends = np.cumsum([part.rows for part in slices])
+        made = [part.numbers(decoder) for part in slices]
+        self._numbers = joined([columns for columns, _ in made])
+        starts = (self._ends - [part.rows for part in slices]).tolist()
+        self._faults = {
+            start + row: fault
+            for start, (_, faults) in zip(starts, made, strict=True)
+            for row, fault in faults.items()
+        }
         if permutation is not None:
             self._numbers = {p: column.take(permutation, 0) for p, column in self._numbers.items()}
-        self._table = None
-        if decoder.lazy:
-            self._table = pa.concat_tables([part.rest() for part in slices])
-        self._check = None
+        self._tables = _concatenated([part.rest() for part in slices]) if decoder.lazy else []
+        self._check: str | None = None
 
     def __len__(self) -> int:
-        return self._length
+        return int(self._ends[-1])
 
-    def rows(self, start: int, stop: int) -> tuple[Part, dict[int, str]]:
-        """Returns rows `start` to `stop`, and what is wrong with damaged ones, by their number."""
+    def rows(self, start: int, stop: int) -> tuple[Part, Faults]:
+        """Returns rows `start` to `stop`, and those among them that are wrong."""
         part = {path: column[start:stop] for path, column in self._numbers.items()}
-        if self._table is None:
-            return part, {}
-        rows = range(start, stop) if self._order is None else self._order[start:stop]
-        if self._order is None:
-            table = self._table.slice(start, stop - start)
-        else:
-            table = self._table.take(pa.array(rows))
-        rest, damage = self._decoder.rest(table, lambda row: self._label(int(rows[row])))
-        named = {row: f"{self._label(int(rows[row]))}: {found}" for row, found in damage.items()}
-        return part | rest, named
+        order = self._order
+        rows = np.arange(start, stop) if order is None else order[start:stop]
+        faults: Faults = {}
+        if self._faults:
+            read = enumerate(rows.tolist())
+            faults = {n: self._faults[row] for n, row in read if row in self._faults}
+        if self._tables:
+            rest, found = self._rest(rows)
+            part, faults = part | rest, found | faults
+        return part, faults
+
+    def error(self, row: int, fault: Fault) -> ValueError:
+        """Returns the error to raise for row `row` of the window, which is wrong."""
+        read = row if self._order is None else int(self._order[row])
+        number = int(np.searchsorted(self._ends, read, side="right"))
+        part = self._slices[number]
+        label = part.label(read - int(self._ends[number]) + part.rows)
+        return ValueError(f"column {fault.column!r}, {label}: {fault.found}")
 
     def check(self) -> str:
         """Returns a hash of length and last row: a window that was read again has the same."""
@@ -126,20 +142,39 @@ class Window:
             found = zlib.crc32(str(len(self)).encode())
             for column in self._numbers.values():
                 found = zlib.crc32(column[-1:].tobytes(), found)
-            if self._table is not None:
-                last = self._table.slice(len(self) - 1)
+            if self._tables:
+                last = self._tables[-1].slice(len(self._tables[-1]) - 1)
                 last = [{name: as_python(last[name][0]) for name in last.column_names}]
                 found = zlib.crc32(repr(last).encode(), found)
             self._check = f"{found:08x}"
         return self._check
 
-    def _label(self, row: int) -> str:
-        """Says where row `row`, as it was read, comes from."""
-        for part in self._slices:
-            if row < part.rows:
-                break
-            row -= part.rows
-        return part.label(row)
+    def _rest(self, rows: np.ndarray) -> tuple[Part, Faults]:
+        """Returns rows of the other columns, by their number as they were read."""
+        if len(self._tables) == 1:
+            table = self._tables[0]
+            if self._order is None:
+                return self._decoder.rest(table.slice(rows[0], len(rows)))
+            return self._decoder.rest(table.take(pa.array(rows)))
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        wheres, parts, faults = [], [], {}
+        for number in np.unique(numbers).tolist():
+            where, table = np.flatnonzero(numbers == number), self._tables[number]
+            start = self._ends[number] - len(table)
+            part, found = self._decoder.rest(table.take(pa.array(rows[where] - start)))
+            wheres.append(where)
+            parts.append(part)
+            faults |= {int(where[row]): fault for row, fault in found.items()}
+        order = np.argsort(np.concatenate(wheres))
+        return {path: column[order] for path, column in joined(parts).items()}, faults
+
+
+def _concatenated(tables: list[pa.Table]) -> list[pa.Table]:
+    """Returns tables as one; as they are, where a column has several types among them."""
+    try:
+        return [pa.concat_tables(tables, promote_options="default")]
+    except pa.ArrowException:
+        return tables
 
 
 def joined(parts: list[Part]) -> Part:

@@ -14,6 +14,7 @@ from datarax.sources.hf_source.split import HFSource, LoadedSplit, fields_of
 from datarax.sources.streaming import StreamingSourceBase
 from datarax.stream.iterable import IterableShards
 from datarax.stream.shards import Shards, TableShards
+from datarax.stream.steps import column_names
 
 _HUB_TIMEOUT = 120.0
 
@@ -184,18 +185,11 @@ def shards_of(dataset: Any, config: Any, length: int | None = None) -> Shards:
     Raises:
         ValueError: If there are no rows, or no such column.
     """
-    dataset = _selected(dataset, config)
-    if isinstance(dataset, datasets.Dataset):
-        if not len(dataset):
-            raise ValueError(f"The split {config.split!r} is empty: there are no rows to read.")
-        return TableShards(dataset)
-    return IterableShards(dataset, split_files=config.shuffle, length=length)
-
-
-def _selected(dataset: Any, config: Any) -> Any:
-    include, exclude = config.include_keys, config.exclude_keys
-    if include is None and not exclude:
-        return dataset
-    if dataset.features is None:  # a stream of unknown features knows its columns by its first row
-        dataset = dataset._resolve_features()
-    return dataset.select_columns(chosen(list(dataset.features), include, exclude))
+    columns = None
+    if config.include_keys is not None or config.exclude_keys:
+        columns = chosen(column_names(dataset), config.include_keys, config.exclude_keys)
+    if isinstance(dataset, datasets.IterableDataset):
+        return IterableShards(dataset, columns=columns, split_files=config.shuffle, length=length)
+    if not len(dataset):
+        raise ValueError(f"The split {config.split!r} is empty: there are no rows to read.")
+    return TableShards(dataset if columns is None else dataset.select_columns(columns))

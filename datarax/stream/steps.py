@@ -1,0 +1,260 @@
+"""The steps of a `datasets.IterableDataset`: what each is, and copies that decode no picture.
+
+`datasets` calls them examples iterables; each holds the one before it. Their names are private, and
+`tests/datarax/stream/test_steps.py` says of each that it is still there and still means the same.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+from datasets.iterable_dataset import (
+    ArrowExamplesIterable,
+    BufferShuffledExamplesIterable,
+    ExamplesIterable,
+    FilteredExamplesIterable,
+    FormattedExamplesIterable,
+    MappedExamplesIterable,
+    RebatchedArrowExamplesIterable,
+    SelectColumnsIterable,
+)
+
+from datarax.hub.private import require_decoding
+from datarax.stream.pictures import opened
+from datarax.stream.shards import UsersError
+
+Step = Any  # a `datasets.iterable_dataset._BaseExamplesIterable`
+
+# Steps that give the same rows file by file, in the order of the files.
+_BY_FILE = {
+    ArrowExamplesIterable,
+    ExamplesIterable,
+    FilteredExamplesIterable,
+    FormattedExamplesIterable,
+    MappedExamplesIterable,
+    RebatchedArrowExamplesIterable,
+    SelectColumnsIterable,
+}
+
+# What a user wrote to get a step that looks across the borders of files.
+_ACROSS = {
+    "BufferShuffledExamplesIterable": "shuffle",
+    "CyclingMultiSourcesExamplesIterable": "interleave_datasets",
+    "HorizontallyConcatenatedMultiSourcesExamplesIterable": "concatenate_datasets",
+    "InterleavedShardsExamplesIterable": "shuffle",
+    "MappedExamplesIterable": "batched map",
+    "RandomlyCyclingMultiSourcesExamplesIterable": "interleave_datasets",
+    "RepeatExamplesIterable": "repeat",
+    "SkipExamplesIterable": "skip",
+    "StepExamplesIterable": "split_dataset_by_node",
+    "TakeExamplesIterable": "take",
+    "VerticallyConcatenatedMultiSourcesExamplesIterable": "concatenate_datasets",
+}
+
+
+def chain(dataset: datasets.IterableDataset) -> list[Step]:
+    """Returns a dataset's last step and all those before it, the sources last."""
+    return _chain(dataset._ex_iterable)
+
+
+def _chain(step: Step) -> list[Step]:
+    return [step, *(inner for before in _before(step) for inner in _chain(before))]
+
+
+def _before(step: Step) -> list[Step]:
+    held = vars(step)
+    return held.get("ex_iterables") or [held[key] for key in ("ex_iterable",) if key in held]
+
+
+def gives_tables(dataset: datasets.IterableDataset) -> bool:
+    """Returns whether the rows come as Arrow tables, and not one by one from Python."""
+    return bool(dataset._ex_iterable.iter_arrow)
+
+
+def why_whole(steps: list[Step], reorders: bool) -> str:
+    """Returns why a dataset cannot be read file by file, and what to do; empty if it can.
+
+    Args:
+        steps: All steps.
+        reorders: Whether a batched `map` may get its batches file by file.
+    """
+    for step in steps:
+        batched = type(step) is MappedExamplesIterable and step.batched
+        if type(step) in _BY_FILE and (reorders or not batched):
+            continue
+        name = type(step).__name__
+        if is_shuffle(step):
+            return "the dataset's step `shuffle` mixes its files; write shuffle=True instead"
+        if name in _ACROSS:
+            return f"the dataset's step `{_ACROSS[name]}` reads across its files"
+        return f"the step {name} of datasets {datasets.__version__} is not known here"
+    return ""
+
+
+def is_inexact(step: Step) -> bool:
+    """Returns whether `datasets` says of a step that it resumes elsewhere than it stopped."""
+    mapped = isinstance(step, MappedExamplesIterable)
+    return is_shuffle(step) or bool(mapped and step.formatting and step.formatting.is_table)
+
+
+def is_shuffle(step: Step) -> bool:
+    """Returns whether a step is `shuffle`, whose order `set_epoch` changes."""
+    return isinstance(step, BufferShuffledExamplesIterable)
+
+
+def known_features(steps: list[Step]) -> datasets.Features | None:
+    """Returns the features of the last step that has any: what the rows were before a `map`."""
+    return next((step.features for step in steps if step.features is not None), None)
+
+
+def files(source: Step) -> list[str] | None:
+    """Returns the file of each shard, with its row group, where the shards are files."""
+    kwargs = vars(source).get("kwargs", {})
+    found = next((kwargs[key] for key in ("files", "filepaths", "base_files") if key in kwargs), ())
+    groups = kwargs.get("row_groups_list") or [None] * len(found)
+    if not found or not all(isinstance(file, str) for file in found):
+        return None
+    return [
+        file if group is None else f"{file} (row group {', '.join(map(str, group))})"
+        for file, group in zip(found, groups, strict=False)
+    ]
+
+
+def column_names(dataset: datasets.IterableDataset) -> list[str]:
+    """Returns the names of a dataset's columns, those of the first rows where none are declared."""
+    if dataset.features is not None:
+        return list(dataset.features)
+    return list(dataset.with_format(None)._head())
+
+
+def copied(
+    dataset: datasets.IterableDataset, epoch: int, *, as_tables: bool
+) -> datasets.IterableDataset:
+    """Returns a dataset that is read on its own: steps keep their position in themselves.
+
+    Args:
+        dataset: The dataset.
+        epoch: Which order of `shuffle`.
+        as_tables: Whether its rows come as tables. Otherwise they come as the last step gives them:
+            `datasets` would encode and decode each row by the features, and encode it again.
+    """
+    dataset = copy.copy(dataset)
+    dataset._ex_iterable = _copied(dataset._ex_iterable)
+    dataset._epoch = epoch
+    if not as_tables:
+        dataset._formatting, dataset._info = None, dataset._info.copy()
+        dataset._info.features = None
+    return dataset
+
+
+def _copied(step: Step) -> Step:
+    step = copy.copy(step)
+    if "ex_iterable" in vars(step):
+        step.ex_iterable = _copied(step.ex_iterable)
+    if "ex_iterables" in vars(step):
+        step.ex_iterables = [_copied(inner) for inner in step.ex_iterables]
+    if isinstance(step, MappedExamplesIterable):
+        if step.decoding_pool is None:
+            step.function = _users(step.function)
+        elif _opens_all(step.features):  # dataset.decode(num_threads=...) decodes on threads
+            step.function = _Opener(_pictures(step.features), {})
+    if type(step) is FormattedExamplesIterable and _decodes(step):
+        return _Undecoded(step)
+    return step
+
+
+def _decodes(step: FormattedExamplesIterable) -> bool:
+    """Returns whether a step decodes pictures for a function that takes them as Pillow images."""
+    tensors = step.formatting and step.formatting.is_tensor
+    return bool(step.features and _pictures(step.features)) and not (
+        tensors or step.ex_iterable.is_typed
+    )
+
+
+def _opens_all(features: datasets.Features) -> bool:
+    return set(_pictures(features)) == {n for n, f in features.items() if require_decoding(f)}
+
+
+class _Undecoded(FormattedExamplesIterable):
+    """The step that decodes rows for a function: it opens pictures, and decodes what it must."""
+
+    def __init__(self, step: FormattedExamplesIterable):
+        pictures = _pictures(step.features)
+        raw = {name: datasets.Image(mode=f.mode, decode=False) for name, f in pictures.items()}
+        super().__init__(
+            step.ex_iterable,
+            step.formatting,
+            datasets.Features({**step.features, **raw}),
+            step.token_per_repo_id,
+            step.force_convert_to_python,
+        )
+        self._open = _Opener(pictures, step.token_per_repo_id)
+
+    def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        for key, example in super().__iter__():
+            yield key, self._open(example)
+
+
+class _Opener:
+    """Opens the pictures of a row."""
+
+    def __init__(self, pictures: dict[str, datasets.Image], tokens: dict[str, Any]):
+        self._pictures, self._tokens = pictures, tokens
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        found = {
+            name: opened(feature, example[name], self._tokens)
+            for name, feature in self._pictures.items()
+            if isinstance(example.get(name), dict)
+        }
+        return {**example, **found}
+
+
+def _pictures(features: datasets.Features) -> dict[str, datasets.Image]:
+    return {n: f for n, f in features.items() if isinstance(f, datasets.Image) and f.decode}
+
+
+def _users(function: Callable) -> Callable:
+    """Returns a function of the user's whose errors are told from those of reading."""
+
+    async def wait(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await function(*args, **kwargs)
+        except Exception as error:
+            raise UsersError(error) from error
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise UsersError(error) from error
+
+    # `datasets` asks a partial, too: `filter` gives it one.
+    return wait if inspect.iscoroutinefunction(function) else call
+
+
+class Examples:
+    """Rows of a copied dataset, as its last step gives them, from an exact position.
+
+    Args:
+        dataset: What `copied` returned.
+        state: What `state` returned; None: the start.
+    """
+
+    def __init__(self, dataset: datasets.IterableDataset, state: dict[str, Any] | None):
+        self._step = dataset._prepare_ex_iterable_for_iteration()
+        if state is not None:
+            self._step.load_state_dict(state)
+        self._rows = iter(self._step)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._rows)[1]
+
+    def state(self) -> dict[str, Any]:
+        """Returns the position after the last row, JSON-able."""
+        return self._step.state_dict()
