@@ -19,7 +19,7 @@ from datarax.stream.decoder import Decoder
 from datarax.stream.open_shard import ReadPolicy
 from datarax.stream.reader import first_rows
 from datarax.stream.schema import fingerprint
-from datarax.stream.shards import Shards
+from datarax.stream.shards import Shards, more_shards
 from datarax.stream.state import STATE_VERSION, expect_fitting, merge_states
 from datarax.stream.streams import Position, Streams
 
@@ -157,7 +157,7 @@ class PositionedStreams(Source):
         if streams > self._streams.shards.num_shards:
             raise ValueError(
                 f"{streams} streams, but {self.label} has {self._streams.shards.num_shards} "
-                f"shards: use at most as many streams, or store the data in more files."
+                f"shards: {more_shards(self._streams.shards)}."
             )
         share = streams // process_count
         numbers = range(process_index * share, (process_index + 1) * share)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from datarax.columns.rows import on_device
@@ -140,7 +141,7 @@ class StreamingSourceBase(PositionedStreams):
         while (record := self._next_record()) is not None or resumes:
             resumes = False
             if record is not None:
-                yield on_device(record)
+                yield record
 
     def _next_record(self) -> dict[str, Any] | None:
         parts, skipped = self._streams.take_one()
@@ -148,7 +149,11 @@ class StreamingSourceBase(PositionedStreams):
         if not parts:
             self._begin(self._streams.epoch + 1)
             return None
-        return nested((path, column[0]) for path, column in parts[0].items())
+        # Rows of a host column stay on the host, where int64 is int64.
+        return nested(
+            (path, column[0] if column.dtype == object else jnp.asarray(column[0]))
+            for path, column in parts[0].items()
+        )
 
     def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
         """Yields batches in host memory to the end of one epoch; it begins as a `for` does."""

@@ -58,6 +58,12 @@ class DatasetShards(Shards, Protocol):
         ...
 
 
+def more_shards(shards: Shards) -> str:
+    """Returns what an error says to somebody who needs more shards."""
+    hint = shards.hint if isinstance(shards, DatasetShards) else ""
+    return hint or "use at most as many streams, or store the data in more files"
+
+
 class Unfit(ValueError):
     """A row that fits no column: never a bad row, since its data can be read."""
 

@@ -93,4 +93,4 @@ def _converted(read: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarra
     if "b" in kinds:
         changed[:] = True
     out[changed] = 0
-    return out, np.flatnonzero(changed.reshape(len(read), -1).any(axis=1))
+    return out, np.flatnonzero(changed.any(axis=tuple(range(1, changed.ndim))))
