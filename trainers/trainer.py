@@ -33,10 +33,6 @@ from trainers.step.state import State
 from trainers.step.step import Update
 from trainers.task import task as tasks
 from trainers.task.inputs import Inputs
-from trainers.task.inputs import Inputs
-from trainers.task.inputs import Inputs
-from trainers.task.inputs import Inputs
-from trainers.task.inputs import Inputs
 from trainers.task.metrics import Empty
 from trainers.workdir.store import absolute
 from trainers.writers import Writer

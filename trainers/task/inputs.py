@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol, Protocol, Protocol, Protocol, Protocol
+from typing import Any, Protocol
 
 import datasets
 import jax
@@ -10,10 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax import HostColumn
-from datarax import HostColumn
-from datarax import HostColumn
-from datarax import HostColumn
 from datarax import HostColumn
 from datarax.errors import listed
 
@@ -40,70 +36,6 @@ class Columns(Protocol):
     def features(self) -> Mapping[str, Any]:
         """The source's features, as far as it knows them."""
         ...
-
-
-class Columns(Protocol):
-    """What is known of a batch's columns before one is formed."""
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Shape and dtype of one record of each array column, by name."""
-
-    @property
-    def host(self) -> dict[str, HostColumn]:
-        """The columns that no array holds, by name."""
-
-    @property
-    def features(self) -> Mapping[str, Any]:
-        """The source's features, as far as it knows them."""
-
-
-class Columns(Protocol):
-    """What is known of a batch's columns before one is formed."""
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Shape and dtype of one record of each array column, by name."""
-
-    @property
-    def host(self) -> dict[str, HostColumn]:
-        """The columns that no array holds, by name."""
-
-    @property
-    def features(self) -> Mapping[str, Any]:
-        """The source's features, as far as it knows them."""
-
-
-class Columns(Protocol):
-    """What is known of a batch's columns before one is formed."""
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Shape and dtype of one record of each array column, by name."""
-
-    @property
-    def host(self) -> dict[str, HostColumn]:
-        """The columns that no array holds, by name."""
-
-    @property
-    def features(self) -> Mapping[str, Any]:
-        """The source's features, as far as it knows them."""
-
-
-class Columns(Protocol):
-    """What is known of a batch's columns before one is formed."""
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Shape and dtype of one record of each array column, by name."""
-
-    @property
-    def host(self) -> dict[str, HostColumn]:
-        """The columns that no array holds, by name."""
-
-    @property
-    def features(self) -> Mapping[str, Any]:
-        """The source's features, as far as it knows them."""
 
 
 class Inputs:
@@ -133,9 +65,7 @@ class Inputs:
             raise TypeError(f"{type(model).__name__} has no __call__: define it, or {OWN_LOSS}.")
         spec = {name: s for name, s in columns.spec.items() if name != label}
         host = {name: column for name, column in columns.host.items() if name != label}
-        self.images = {
-            name for name, s in spec.items() if _is_image(s, columns.columns.columns.columns.columns.features.get(name))
-        }
+        self.images = {name for name, s in spec.items() if _is_image(s, columns.features.get(name))}
         self._dtype = precision or jnp.float32
         parameters = list(inspect.signature(type(model).__call__).parameters.values())[1:]
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

@@ -13,10 +13,6 @@ from flax import nnx
 from datarax.errors import listed
 from trainers.task import losses, metrics
 from trainers.task.inputs import OWN_LOSS, Columns, Inputs
-from trainers.task.inputs import OWN_LOSS, Columns, Inputs
-from trainers.task.inputs import OWN_LOSS, Columns, Inputs
-from trainers.task.inputs import OWN_LOSS, Columns, Inputs
-from trainers.task.inputs import OWN_LOSS, Columns, Inputs
 
 LABELS = ("label", "labels", "target", "targets", "score")
 """Names under which a label is looked for where no feature declares one."""
