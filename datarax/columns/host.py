@@ -172,6 +172,9 @@ class _Reference(weakref.ref):
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Reference":
+        return self  # as the column: its rows are never written to
+
     def column(self) -> HostColumn:
         """Returns the column.
 

@@ -1,3 +1,5 @@
 """The Hub: from a name to a split, loaded or streamed."""
 
-from datarax.hub.load import load_split as load_split
+from datarax.hub.load import load_split
+
+__all__ = ["load_split"]

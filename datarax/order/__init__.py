@@ -1,9 +1,15 @@
 """Order: which record stands at which position; arithmetic, without data and without state."""
 
-from datarax.order.epochs import epoch_seed as epoch_seed
-from datarax.order.epochs import key_seed as key_seed
-from datarax.order.epochs import steps_per_epoch as steps_per_epoch
-from datarax.order.order import Order as Order
-from datarax.order.order import run_on as run_on
-from datarax.order.order import window as window
-from datarax.order.permutation import index_shuffle as index_shuffle
+from datarax.order.epochs import epoch_seed, key_seed, steps_per_epoch
+from datarax.order.order import Order, run_on, window
+from datarax.order.permutation import index_shuffle
+
+__all__ = [
+    "Order",
+    "epoch_seed",
+    "index_shuffle",
+    "key_seed",
+    "run_on",
+    "steps_per_epoch",
+    "window",
+]

@@ -5,6 +5,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from datarax.errors import expect_between
+
 _ROUND = 1000  # draws in which the proportions hold
 
 
@@ -35,6 +37,16 @@ class MixtureDraws:
     def go_to(self, done: int, ups: Sequence[int]) -> None:
         """Goes to where the attributes were these."""
         self.done, self.ups = done, tuple(ups)
+
+    def expect_reached(self, done: int, ups: Sequence[int]) -> None:
+        """Raises `ValueError` unless the attributes can ever be these."""
+        expect_between("index", done, 0, 2**63 - 1)
+        rounds = done // _ROUND
+        for up in ups:
+            expect_between("ups", up, 0, rounds)
+        rest = _ROUND - sum(int(share) for share in self._shares)  # rounded up in every round
+        if len(ups) != len(self._shares) or sum(ups) != rounds * rest:
+            raise ValueError(f"ups={list(ups)}: expected those after {rounds} rounds of draws.")
 
     def take(self, count: int) -> np.ndarray:
         """Returns which source each of the next draws is of, int64 of shape `(count,)`."""

@@ -213,16 +213,25 @@ class MixedSource(Source):
         """
         expect_dict(state)
         own = self.get_state()
-        if state.keys() != own.keys() or len(state["sources"]) != len(self.sources):
+        if state.keys() != own.keys() or state["version"] != STATE_VERSION:
             raise ValueError(
-                f"The state is not that of a mixture of {len(self.sources)} sources: it has "
-                f"{sorted(state)}."
+                f"The state is not that of a mixture: it has {sorted(state)} of version "
+                f"{state.get('version')}, {self.label} reads {sorted(own)} of {STATE_VERSION}."
+            )
+        for name in ("sources", "weights", "ups"):
+            if not isinstance(state[name], (list, tuple)):
+                raise ValueError(f"The state's {name} are {state[name]!r:.60}: expected a list.")
+        if len(state["sources"]) != len(self.sources):
+            raise ValueError(
+                f"The state is that of a mixture of {len(state['sources'])} sources, "
+                f"{self.label} has {len(self.sources)}."
             )
         if list(state["weights"]) != own["weights"]:
             raise ValueError(
                 f"The state is of a mixture with weights={state['weights']}, {self.label} has "
                 f"{own['weights']}. Restore it with those, or begin anew."
             )
+        self._draws.expect_reached(state["index"], state["ups"])
         try:
             for source, its in zip(self.sources, state["sources"], strict=True):
                 source.set_state(its)

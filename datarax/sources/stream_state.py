@@ -20,7 +20,7 @@ from datarax.stream.open_shard import ReadPolicy
 from datarax.stream.reader import first_rows
 from datarax.stream.schema import fingerprint
 from datarax.stream.shards import Shards, more_shards
-from datarax.stream.state import STATE_VERSION, expect_fitting, merge_states
+from datarax.stream.state import STATE_VERSION, merge_states, order_of
 from datarax.stream.streams import Position, Streams
 
 
@@ -169,19 +169,9 @@ class PositionedStreams(Source):
         return source
 
     def read_batches(self, batches: int, batch_size: int) -> Block:
-        """Returns the next batches of this epoch, stacked in host memory.
+        """Returns the next batches of this epoch, stacked in host memory; see `Source`.
 
-        It stops at the epoch's end: batches past it have no valid record, and `block.filled` says
-        how many have one. `next_epoch()` goes on. The source stands after the last of them; where
-        fewer are used, go back with `go_to(block.positions[used])`.
-
-        Args:
-            batches: How many batches.
-            batch_size: Records in a batch of this process.
-
-        Returns:
-            A `Block`: `columns` with arrays of shape `(batches, batch_size, ...)`, `valid` of shape
-            `(batches, batch_size)`, and the `positions` of which `state_at` makes states.
+        Where fewer of them are used, go back with `go_to(block.positions[used])`.
         """
         self._expect_size(batch_size)
         block = read_block(self._streams, batches, batch_size)
@@ -228,17 +218,22 @@ class PositionedStreams(Source):
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores what `get_state` returned, of this source or of one with the same data.
 
-        A state of several processes' streams (see `merge_states`) serves each of them, whatever
-        their number is now.
+        The order is the state's from then on: its seed, whether it is random, and how many rows are
+        shuffled together. A state of several processes' streams (see `merge_states`) serves each of
+        them, whatever their number is now.
 
         Args:
             state: The dict, also after a round trip through JSON.
 
         Raises:
             TypeError: If `state` is no dict.
-            ValueError: If its structure, data, revision, order or number of streams differ.
+            ValueError: If its structure, data, revision or number of streams differ, or it has
+                values that no state has.
         """
-        expect_fitting(state, self.get_state(), self._streams.numbers, self.label)
+        streams = self._streams
+        order = order_of(state, self.get_state(), streams.numbers, streams.shards, self.label)
+        if order != streams.order:
+            self._reorder(**vars(order))
         self._streams.load(state)
         self.epoch.set_value(state["epoch"])
         self._resumes = True

@@ -5,9 +5,8 @@
 caches their results, and a stream resumes exactly.
 """
 
-from datarax.tokens.chat import chat as chat
-from datarax.tokens.packing import Packer as Packer
-from datarax.tokens.packing import pack as pack
-from datarax.tokens.padding import pad as pad
+from datarax.tokens.chat import chat
+from datarax.tokens.packing import Packer, pack
+from datarax.tokens.padding import pad
 
 __all__ = ["Packer", "chat", "pack", "pad"]

@@ -1,18 +1,23 @@
 """Blocks of a stream: a few batches each, read ahead on a thread, the same on all processes."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from datarax.sources.source import Source
+from trainers.data.worker import Worker
 from trainers.devices import agreement
+
+logger = logging.getLogger(__name__)
 
 _SECONDS = 0.05  # that reading a block may take where the loop waits for it
 _LONGER = 0.3  # where the loop does not wait: the fewer blocks, the less time between them
+_PATIENCE = 2.0  # seconds that closing waits for a reader that blocks
 _AHEAD = 2  # blocks that are ready or being read: with one, reader and loop would wait in turn
 
 
@@ -70,7 +75,7 @@ class Blocks:
         self._source, self._size, self._capacity = source, size, capacity
         self._readers, self._to_devices = readers, to_devices
         self._drop_remainder = drop_remainder
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trainers-read")
+        self._worker = Worker("trainers-read")
         self._ahead: deque[Future[Block]] = deque()
         self._batches = 1
         self._read_ahead()
@@ -89,9 +94,16 @@ class Blocks:
         return block
 
     def close(self) -> None:
-        """Ends the reading, and closes the source."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._source.close()
+        """Ends the reading, and closes the source; a reader that blocks is left behind."""
+        for reading in self._ahead:
+            reading.cancel()
+        if self._worker.close(_PATIENCE):
+            self._source.close()
+            return
+        logger.warning(
+            "%s has given nothing for %g s: the thread that reads it is left to end by itself.",
+            *(self._source.label, _PATIENCE),
+        )
 
     def state_at(self, position: Any) -> dict[str, Any]:
         """Returns the source's state at a position of a block."""
@@ -124,7 +136,7 @@ class Blocks:
 
     def _read_ahead(self, begins: bool = False) -> None:
         while len(self._ahead) < _AHEAD:
-            self._ahead.append(self._pool.submit(self._read, self._batches, begins))
+            self._ahead.append(self._worker.submit(self._read, self._batches, begins))
             begins = False
 
     def _read(self, batches: int, begins: bool) -> Block:

@@ -1,3 +1,5 @@
 """The loop's parts: cadence, clock, signals, evaluation, and the hunt for a bad batch."""
 
-from trainers.loop.plan import Plan as Plan
+from trainers.loop.plan import Plan
+
+__all__ = ["Plan"]

@@ -1,3 +1,5 @@
 """The report: one page that shows a run."""
 
-from trainers.report.report import Report as Report
+from trainers.report.report import Report
+
+__all__ = ["Report"]

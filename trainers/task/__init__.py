@@ -1,3 +1,5 @@
 """The task: what a model is trained for, inferred from the features or given."""
 
-from trainers.task.task import infer as infer
+from trainers.task.task import infer
+
+__all__ = ["infer"]

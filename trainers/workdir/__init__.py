@@ -1,3 +1,5 @@
 """The workdir: checkpoints, the lock, and the compilation cache of a run."""
 
-from trainers.workdir.store import Store as Store
+from trainers.workdir.store import Store
+
+__all__ = ["Store"]

@@ -330,9 +330,6 @@ def test_states_that_do_not_fit_are_refused():
     state = through_json(reader.get_state())
     refused = {
         "other data": source(stream(6), shuffle=True),
-        "'seed': 42.*'seed': 7": source(shuffle=True, seed=7),
-        "shuffle_buffer_size": source(shuffle=True, shuffle_buffer_size=9),
-        "'shuffle': True": source(),
         "'streams': 1": source(shuffle=True).split(2),
     }
     for message, other in refused.items():
