@@ -1,6 +1,8 @@
 """Builders of `datasets`: of local files, of the caches' copies, of a Hub repository."""
 
+import glob
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,33 @@ import datasets
 
 from datarax.errors import closest, listed
 from datarax.hub import cache, client
-from datarax.hub.private import PACKAGED, Cache
+from datarax.hub.private import (
+    COMMON,
+    EXTENSIONS,
+    PACKAGED,
+    Cache,
+    DataFilesDict,
+    get_data_patterns,
+    module_of,
+    sanitize_patterns,
+)
+from datarax.hub.secrets import redacted
 
-_FILES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".txt": "text"}
-_FILES |= {".json": "json", ".jsonl": "json"}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
+_ADDRESS = re.compile(
+    r"(?:https?://[^/]+|hf:/)/datasets/([^/?#]+/[^/?#]+)/?(?:tree/main/?|viewer.*)?"
+)
+
+
+def without_address(name: str) -> str:
+    """Returns the repository that an address of the Hub shows, any other name as it is.
+
+    Example:
+        >>> without_address("https://huggingface.co/datasets/ylecun/mnist")
+        'ylecun/mnist'
+    """
+    found = _ADDRESS.fullmatch(name)
+    return found[1] if found else name
 
 
 def is_local(name: str) -> bool:
@@ -23,6 +48,11 @@ def is_local(name: str) -> bool:
     """
     if name in PACKAGED or Path(name).expanduser().exists():
         return True
+    if "://" in name.removeprefix("hf://datasets/"):
+        raise FileNotFoundError(
+            f"name={redacted(name)!r} is no dataset's address. A file of the network is read by "
+            'its builder: name="csv", download_kwargs={"data_files": ...}.'
+        )
     if name.startswith((".", "/", "~")) or name.removeprefix("hf://datasets/").count("/") > 1:
         raise FileNotFoundError(f"There is no file or folder {Path(name).expanduser().absolute()}.")
     return False
@@ -32,16 +62,33 @@ def of_local(name: str, options: dict[str, Any], local_files_only: bool) -> data
     """Returns the builder of a local file or folder, or a packaged one with files to read."""
     place = Path(name).expanduser()
     if local_files_only and (remote := next(_urls(options.get("data_files")), None)):
-        raise ValueError(f"local_files_only=True, but data_files has {remote!r}.")
+        raise ValueError(f"local_files_only=True, but data_files has {redacted(remote)!r}.")
     if place.is_file():
-        if place.suffix.lower() not in _FILES:
-            raise ValueError(f"{name!r}: expected a folder or a file of {listed(_FILES)}.")
-        return of_path(_FILES[place.suffix.lower()], name, options | {"data_files": str(place)})
+        stem = place.with_suffix("") if place.suffix.lower() in _COMPRESSED else place
+        if stem.suffix.lower() not in EXTENSIONS:
+            raise ValueError(
+                f"{name!r}: expected a folder or a file of {listed(COMMON)}, packed or not."
+            )
+        module, arguments = EXTENSIONS[stem.suffix.lower()]
+        files = {"data_files": glob.escape(str(place))}
+        return of_path(module, name, arguments | options | files)
+    if place.is_dir() and glob.has_magic(str(place)):
+        return of_path(*_of_odd_folder(place, options))
     if not place.exists() and not (options.get("data_files") or options["data_dir"]):
         raise ValueError(
             f"The builder {name!r} needs files: write download_kwargs={{'data_files': ...}}."
         )
     return of_path(str(place), name, options)
+
+
+def _of_odd_folder(place: Path, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Returns the arguments of `of_path` for a folder whose name `datasets` takes for a pattern."""
+    base = glob.escape(str((place / (options.get("data_dir") or "")).absolute()))
+    patterns = options.get("data_files") or get_data_patterns(base)
+    found = DataFilesDict.from_patterns(sanitize_patterns(patterns), base_path=base)
+    module, arguments = module_of(found)
+    files = {split: [glob.escape(file) for file in found[split]] for split in found}
+    return module, str(place), arguments | options | {"data_files": files, "data_dir": None}
 
 
 def _urls(data_files: Any) -> Iterator[str]:
@@ -67,17 +114,27 @@ def of_hub(
 
 
 def of_cache(
-    name: str, options: dict[str, Any], revision: str | None
+    name: str, asked: tuple[dict[str, Any], ...], revision: str | None
 ) -> tuple[datasets.DatasetBuilder, str, str]:
-    """Returns the builder of the caches' copy of a repository, its full name and its commit."""
+    """Returns the builder of the caches' copy of a repository, its full name and its commit.
+
+    Args:
+        name: The repository.
+        asked: The arguments of `datasets.load_dataset_builder`; the first that were prepared count.
+        revision: A branch, a tag or a commit.
+    """
     name = cache.full_name(name)
     commit = cache.commit_of(name, revision)
     if revision and not commit:
         raise FileNotFoundError(f"revision={revision!r}: {client.not_cached(name)}")
-    folders = cache.prepared(name, options, commit)
-    config = options["name"] or ("default" if len(folders) != 1 else next(iter(folders)))
-    if config in folders:
-        folder = folders[config]
+    options, seen = asked[0], set()
+    for request in asked:
+        folders = cache.prepared(name, request, commit)
+        seen |= folders.keys()
+        config = options["name"] or ("default" if len(folders) != 1 else next(iter(folders)))
+        folder = folders.get(config)
+        if folder is None:
+            continue
         builder = Cache(
             cache_dir=options.get("cache_dir"),
             dataset_name=name.partition("/")[2],
@@ -90,8 +147,8 @@ def of_cache(
     snapshot = cache.whole_snapshot(name, commit)
     if snapshot:
         return of_path(str(snapshot), name, options), name, snapshot.name
-    if folders:
-        raise ValueError(_which_config(name, options["name"], sorted(folders), "The cache has"))
+    if seen:
+        raise ValueError(_which_config(name, options["name"], sorted(seen), "The cache has"))
     raise FileNotFoundError(client.not_cached(name))
 
 

@@ -1,8 +1,11 @@
 """What the caches of the Hugging Face libraries hold, found without asking the network."""
 
+import contextlib
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,14 @@ import huggingface_hub
 
 from datarax.errors import listed
 from datarax.hub import client
-from datarax.hub.private import camelcase_to_snakecase
+from datarax.hub.private import camelcase_to_snakecase, read_from
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Options that do not change which rows a configuration has, or that must not be written down.
 _SAME_ROWS = {"name", "cache_dir", "token", "download_config", "download_mode", "storage_options"}
 _NOTE = "datarax_request.json"
+_QUERY = re.compile(r"(\w+://[^\s?'\"\\]+)\?([^\s'\"\\]+)")
+_HASHED = re.compile(r"\?[0-9a-f]{16}[\"\\]")
 
 
 def full_name(name: str) -> str:
@@ -83,13 +88,56 @@ def prepared(name: str, options: Mapping[str, Any], commit: str | None) -> dict[
     return {config: folder for _, config, folder in found if folder.name == found[-1][2].name}
 
 
+@contextlib.contextmanager
+def writable(options: dict[str, Any]) -> Iterator[Callable[[Any], None]]:
+    """Lets builders be made where the cache of `datasets` cannot be written.
+
+    A builder writes a lock beside the rows that it may prepare. Where it cannot, it gets an empty
+    cache for the time being, which a stream does without and prepared rows too.
+
+    Args:
+        options: The arguments of `datasets.load_dataset_builder`; `cache_dir` is set if need be.
+
+    Yields:
+        A function of a builder that points it to the rows that the cache holds; it raises
+        `OSError` if there are none.
+    """
+    root = _arrow_cache(options.get("cache_dir"))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        failure = error
+    else:
+        yield lambda builder: None
+        return
+    with tempfile.TemporaryDirectory(prefix="datarax-") as scratch:
+        options["cache_dir"] = scratch
+
+        def find(builder: Any) -> None:
+            folder = root / Path(builder.cache_dir).relative_to(scratch)
+            if not (folder / "dataset_info.json").is_file():
+                raise OSError(
+                    failure.errno,
+                    f"{failure.strerror}, and the rows are not prepared there. Set the variable "
+                    "HF_DATASETS_CACHE to a folder that can be written, or write "
+                    'download_kwargs={"cache_dir": ...}',
+                    str(root),
+                ) from failure
+            read_from(builder, folder)
+
+        yield find
+
+
 def note(folder: str | Path, options: Mapping[str, Any]) -> None:
     """Writes beside prepared Arrow files which files or features were asked for.
 
     `datasets` names such a folder by a hash that only the Hub's listing can give again.
     """
     if _request(options) and _read_note(Path(folder)) != _request(options):
-        Path(folder, _NOTE).write_text(_request(options))
+        with contextlib.suppress(OSError):  # a read-only cache only loses what the note is for
+            Path(folder, _NOTE).write_text(_request(options))
 
 
 def whole_snapshot(name: str, commit: str | None) -> Path | None:
@@ -114,14 +162,23 @@ def whole_snapshot(name: str, commit: str | None) -> Path | None:
 
 
 def _read_note(folder: Path) -> str:
-    return (folder / _NOTE).read_text() if (folder / _NOTE).is_file() else ""
+    return _unsigned((folder / _NOTE).read_text()) if (folder / _NOTE).is_file() else ""
 
 
 def _request(options: Mapping[str, Any]) -> str:
     chosen = {key: value for key, value in options.items() if key not in _SAME_ROWS and value}
     if chosen:
         chosen["name"] = options.get("name")
-    return json.dumps(chosen, sort_keys=True, default=repr) if chosen else ""
+    return _unsigned(json.dumps(chosen, sort_keys=True, default=repr)) if chosen else ""
+
+
+def _unsigned(text: str) -> str:
+    """Returns a note with hashes for the queries of its URLs, which may be signatures."""
+
+    def hashed(match: re.Match) -> str:
+        return f"{match[1]}?{hashlib.sha256(match[2].encode()).hexdigest()[:16]}"
+
+    return text if _HASHED.search(text) else _QUERY.sub(hashed, text)
 
 
 def _hub_cache() -> Path:

@@ -1,4 +1,4 @@
-"""Asking the Hub: within bounded time, and with errors that say what to do."""
+"""Asking the Hub, within bounded time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import huggingface_hub
-import huggingface_hub.errors as hub
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
-from datarax.hub.private import httpx
 
 # Seconds that a load in this thread asked for, and those of a request that has no limit.
 _bounds: ContextVar[tuple[float | None, float] | None] = ContextVar("bounds", default=None)
@@ -61,58 +57,15 @@ def _bound(request: Any) -> None:
     }
 
 
-@contextmanager
-def explained(name: str) -> Iterator[None]:
-    """Turns what the Hugging Face libraries raise within into errors that say what to do.
-
-    Args:
-        name: the repository, folder or builder to name in them.
-    """
-    access = (
-        "If it is private or gated, ask for access on its page, then run `hf auth login` or write "
-        'download_kwargs={"token": ...}.'
-    )
-    network = (httpx.RequestError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)
-    try:
-        yield
-    except hub.RevisionNotFoundError as error:
-        raise DatasetNotFoundError(f"{name!r} has no such branch, tag or commit.") from error
-    except hub.GatedRepoError as error:
-        raise DatasetNotFoundError(f"{name!r} is gated. {access}") from error
-    except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
-        said = f"{name!r} is no dataset at {_endpoint()}, or a private one. {access}"
-        raise DatasetNotFoundError(said) from error
-    except hub.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            said = f"{_endpoint()} refused access to {name!r} ({status}). {access}"
-            raise DatasetNotFoundError(said) from error
-        raise ConnectionError(f"{unreachable(name)} It answered {status}.") from error
-    except network as error:
-        raise ConnectionError(f"{unreachable(name)} ({type(error).__name__})") from error
-    except DatasetGenerationError as error:
-        cause = error.__cause__
-        if isinstance(cause, (*network, hub.HfHubHTTPError)):
-            raise ConnectionError(f"{unreachable(name)} ({type(cause).__name__})") from error
-        said = f"The data files of {name!r} do not make one table: {cause or error}"
-        raise type(error)(said) from error
-    except RuntimeError as error:
-        if "scripts are no longer supported" not in str(error):
-            raise
-        raise ValueError(
-            f"{name!r} is a loading script, which `datasets` does not run. The Hub may have its "
-            'rows as Parquet: write download_kwargs={"revision": "refs/convert/parquet"}.'
-        ) from error
-
-
-def _endpoint() -> str:
+def endpoint() -> str:
+    """Returns the Hub's address."""
     return huggingface_hub.constants.ENDPOINT
 
 
 def unreachable(name: str) -> str:
     """Returns the sentences for a Hub that does not answer."""
     return (
-        f"The Hub at {_endpoint()} could not be reached for {name!r}. A copy in the cache loads "
+        f"The Hub at {endpoint()} could not be reached for {name!r}. A copy in the cache loads "
         "with local_files_only=True, a folder of files with name='path/to/folder'."
     )
 

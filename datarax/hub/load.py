@@ -1,7 +1,8 @@
 """From a name to a `datasets` split: the Hub, its caches, packaged builders, local folders."""
 
 import inspect
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import datasets
 import huggingface_hub
 
 from datarax.errors import closest, listed
-from datarax.hub import builders, cache, client, splits
-from datarax.hub.private import builder_configs
+from datarax.hub import builders, cache, client, parquet, splits
+from datarax.hub.explained import explained
+from datarax.hub.private import builder_configs, keep_apart
 
 # Arguments of `load_dataset` that a configuration names itself, and as what.
 _FIELDS = {"path": "name", "name": "config_name", "split": "split", "data_dir": "data_dir"}
@@ -44,6 +46,8 @@ def load_split(
     local_files_only: bool = False,
     revision: str | None = None,
     timeout: float | None = None,
+    include: Collection[str] | None = None,
+    exclude: Collection[str] | None = None,
 ) -> Split:
     """Loads one split of a Hub repository, a local folder or file, or a packaged builder.
 
@@ -62,6 +66,9 @@ def load_split(
         revision: a branch, a tag or a commit; goes before the one in `download_kwargs`.
         timeout: seconds that a silent Hub is waited for, in each request made here; as
             `HF_HUB_DOWNLOAD_TIMEOUT` says (10 s) when None. So do a stream's later reads.
+        include: the columns to read, where the files are Parquet: the others are not looked at.
+            Rows of other files come whole.
+        exclude: columns not to read, where the files are Parquet.
 
     Returns:
         The split, the name it was found under and its commit.
@@ -74,7 +81,9 @@ def load_split(
     Example:
         >>> load_split("../some/folder", "train").dataset  # doctest: +SKIP
     """
-    name, split, kwargs = str(name), str(split), _checked(download_kwargs)
+    name, split = builders.without_address(str(name)), str(split)
+    kwargs = _plain(_checked(download_kwargs))
+    data_dir = None if data_dir is None else str(data_dir)
     asked = kwargs.pop("revision", None)
     revision = revision or (None if asked is None else str(asked))
     if (config := kwargs.get("download_config")) is not None:
@@ -85,16 +94,25 @@ def load_split(
 
     if splits.is_saved(place):
         return Split(splits.of_saved(place, split, streaming, kwargs), name, None)
-    offline, commit = local_files_only or _offline(), None
-    with client.explained(name), client.bounded(timeout):
+    offline = local_files_only or _offline()
+    narrower = {"columns": {"include": sorted(include or ()), "exclude": sorted(exclude or ())}}
+    with explained(name), client.bounded(timeout), cache.writable(options) as prepared:
         if builders.is_local(name):
-            builder = builders.of_local(name, options, offline)
+            builder, commit = builders.of_local(name, options, offline), None
         elif offline:
-            builder, name, commit = builders.of_cache(name, options, revision)
+            asked = (options, options | narrower)
+            builder, name, commit = builders.of_cache(name, asked, revision)
         else:
             builder, name, commit = builders.of_hub(name, options, revision)
-        rows = splits.of_builder(builder, name, split, streaming, kwargs)
-        if commit and not streaming and builder.name != "cache":
+        if streaming:
+            parquet.narrow(builder, include, exclude)
+            return Split(splits.of_stream(builder, name, split), name, commit)
+        prepared(builder)
+        if not splits.is_prepared(builder) and parquet.narrow(builder, include, exclude):
+            options |= narrower
+            keep_apart(builder, json.dumps(narrower))
+        rows = splits.of_builder(builder, name, split, kwargs)
+        if commit and builder.name != "cache":
             cache.note(builder.cache_dir, options)
     return Split(rows, name, commit)
 
@@ -126,12 +144,22 @@ def resolve_name(
         >>> resolve_name("parquet")
         'parquet'
     """
+    name = builders.without_address(str(name))
     if builders.is_local(name):
         return name
     if local_files_only or _offline():
         return cache.full_name(name)
-    with client.explained(name), client.bounded(timeout):
+    with explained(name), client.bounded(timeout):
         return client.resolve(name, None, token)[0]
+
+
+def _plain(value: Any) -> Any:
+    """Returns keyword arguments with strings for paths, which `datasets` takes apart."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return str(value) if isinstance(value, Path) else value
 
 
 def _offline() -> bool:

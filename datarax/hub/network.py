@@ -1,20 +1,20 @@
-"""A bad network: which errors pass by themselves, how long to wait, what never to print."""
+"""A bad network: which errors pass by themselves, and how long to wait."""
 
 import concurrent.futures
 import queue
 import random
-import re
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from datarax.hub.private import httpx
+from datarax.hub.secrets import redacted as redacted
 
 T = TypeVar("T")
 
@@ -118,6 +118,7 @@ class Worker:
             threading.Thread(
                 target=_serve, args=(self._calls,), daemon=True, name="datarax-read"
             ).start()
+        seconds = float(seconds)  # a lock waits for no number of NumPy's
         future: Future[T] = Future()
         self._calls.put((function, future))
         if not concurrent.futures.wait([future], max(0.0, seconds)).done:
@@ -135,13 +136,6 @@ def _serve(calls: queue.SimpleQueue) -> None:
         except BaseException as error:
             future.set_exception(error)
         del call, function, future  # they hold a file's rows, and the worker's owner
-
-
-def redacted(message: Any) -> str:
-    """Returns a message without what may be secret: tokens, passwords and signatures in URLs."""
-    text = re.sub(r"(https?://)[^/\s@]+@", r"\1", str(message))
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
-    return re.sub(r"\bhf_\w+", "hf_...", text)
 
 
 def deadline(seconds: float | None) -> Callable[[], float | None]:

@@ -19,6 +19,8 @@ from datarax.stream.shards import Shards
 from datarax.stream.state import merge_states as merge_states
 from datarax.stream.window import joined
 
+_MORE = 1024  # rows a canonical stream, read at a time beyond the length that a card claims
+
 
 class StreamingSourceBase(PositionedStreams):
     """A source whose records are read on demand, in order: it cannot be indexed.
@@ -185,6 +187,12 @@ class StreamingSourceBase(PositionedStreams):
         if not parts:
             self._begin(self._streams.epoch + 1)
             return self.collect_to_array(num_records)
+        while num_records is None:  # the length may be a card's: the rows may be more
+            taken, bad = self._streams.take(step * _MORE)
+            more = [part for parts in taken for part in parts if length_of(part)]
+            if not more:
+                break
+            parts, skipped = parts + more, skipped + bad
         batch = joined(parts)
         self._count(length_of(batch), skipped)
         arrays = {p: c for p, c in batch.items() if c.dtype != object}

@@ -45,6 +45,8 @@ def load(
             download_kwargs=config.download_kwargs,
             local_files_only=config.local_files_only,
             timeout=timeout,
+            include=config.include_keys,
+            exclude=config.exclude_keys,
         )
     )
     return LoadedSplit(found.dataset, found.revision)

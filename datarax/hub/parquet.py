@@ -1,0 +1,92 @@
+"""What the footers of Parquet files say, and which of their columns a builder reads."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datarax.errors import chosen
+from datarax.hub.private import xopen
+
+_SMALL = 1 << 20  # bytes of a file that may have no rows
+
+
+def narrow(
+    builder: Any, include: Iterable[str] | None, exclude: Iterable[str] | None
+) -> list[str] | None:
+    """Lets a builder of Parquet files read some columns only; the others stay where they are.
+
+    Args:
+        builder: Any builder; those of other files read whole rows.
+        include: The columns to read; None for all.
+        exclude: Columns to leave out.
+
+    Returns:
+        The columns that it reads, None for all.
+
+    Raises:
+        ValueError: There is no such column, or none is left.
+    """
+    wants_all = include is None and not exclude
+    if builder.name != "parquet" or wants_all or builder.config.columns is not None:
+        return None
+    features = builder.info.features
+    known = list(features) if features else (schema := _schema(builder)).names
+    names = chosen(known, include, exclude)
+    if len(names) == len(known):
+        return None
+    if (
+        features is None
+    ):  # of these columns alone: `datasets` may know no feature for another's type
+        fields = [schema.field(name) for name in names]
+        features = datasets.Features.from_arrow_schema(pa.schema(fields, schema.metadata))
+    builder.config.columns = names
+    builder.info.features = datasets.Features({name: features[name] for name in names})
+    return names
+
+
+def allow_empty(builder: Any) -> None:
+    """Lets a builder read local Parquet files that begin without rows.
+
+    `datasets` reads as many rows at a time as the first row group has, and fails where it has none.
+    """
+    if builder.name != "parquet" or builder.config.batch_size:
+        return
+    for file in _files(builder):
+        place = Path(file)
+        if place.is_file() and place.stat().st_size < _SMALL:
+            try:
+                groups = pq.read_metadata(place)
+            except pa.ArrowInvalid:
+                return  # reading the rows names the file that is torn
+            rows = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
+            if rows and not rows[0]:
+                builder.config.batch_size = max(builder.config.batch_size or 1, *rows)
+
+
+def num_rows(builder: Any, split: str) -> int | None:
+    """Returns how many rows a split's files hold, None unless they are Parquet on this machine."""
+    files = (builder.config.data_files or {}).get(split, [])
+    if builder.name != "parquet" or not files or not all(map(os.path.isfile, files)):
+        return None
+    try:
+        return sum(pq.read_metadata(file).num_rows for file in files)
+    except pa.ArrowInvalid:
+        return None  # reading the rows names the file that is torn
+
+
+def _files(builder: Any) -> list[str]:
+    return [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+
+
+def _schema(builder: Any) -> pa.Schema:
+    options = datasets.DownloadConfig(
+        token=builder.token, storage_options=builder.storage_options or {}
+    )
+    file = _files(builder)[0]
+    with xopen(file, "rb", download_config=options) as stream:
+        return pq.read_schema(stream)
