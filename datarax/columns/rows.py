@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datarax.columns.host import Absent, HostColumn, is_host
+from datarax.columns.host import Absent, HostColumn, is_host, object_array
 
 
 class TracedBatch(dict):
@@ -134,6 +134,16 @@ def is_array(value: Any) -> bool:
     """Returns whether a value of a batch is an array of numbers, not objects of a host column."""
     # No comparison with None: of a dtype it means float64.
     return hasattr(value, "dtype") and value.dtype != np.dtype(object)
+
+
+def as_columns(values: Any) -> Any:
+    """Returns a batch's values as arrays of numbers, or as object arrays of what is no number."""
+    if isinstance(values, dict):
+        return {name: as_columns(inner) for name, inner in values.items()}
+    array = values if hasattr(values, "dtype") else np.asarray(values)
+    if isinstance(array, np.ndarray) and array.dtype.kind not in "biufcV":
+        return object_array(list(values))
+    return array
 
 
 def common_length(data: dict[str, Any]) -> int:

@@ -44,7 +44,7 @@ class Graph(nnx.Module):
             if name not in nodes and name != SOURCE:
                 raise ValueError(
                     f"{name!r} is no node: there are {listed([SOURCE, *nodes])}."
-                    f"{closest(name, nodes)}"
+                    f"{closest(str(name), nodes)}"
                 )
         inputs = {name: tuple(a for a, b in edges if b == name) or (SOURCE,) for name in nodes}
         try:

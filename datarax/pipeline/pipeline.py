@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax.columns.rows import absent_of
+from datarax.columns.rows import absent_of, as_columns
 from datarax.errors import expect_between, listed
 from datarax.order.canonical import expect_multiple, with_shards, without_shards
 from datarax.order.epochs import steps_per_epoch
@@ -145,7 +145,8 @@ class Pipeline(nnx.Module):
         from the first on, so the same batch gives the same result each time.
 
         Args:
-            batch: Nested dict of arrays of shape `(size, ...)`, and of object arrays.
+            batch: Nested dict of arrays of shape `(size, ...)`, and of object arrays or lists of
+                what is no number.
 
         Returns:
             What the last stage returned, and the host columns.
@@ -156,7 +157,7 @@ class Pipeline(nnx.Module):
             >>> pipeline({"x": np.zeros(3, np.float32)})["x"].tolist()
             [1.0, 1.0, 1.0]
         """
-        batch = jax.tree.map(lambda x: x if hasattr(x, "dtype") else np.asarray(x), batch)
+        batch = {name: as_columns(values) for name, values in batch.items()}
         ranks = np.arange(len(jax.tree.leaves(batch)[0]), dtype=np.uint32)
         absent = absent_of(self.source.host_columns())
         return staged(self.stages, self.key.get_value(), batch, absent, np.uint32(0), ranks)

@@ -54,3 +54,39 @@ def test_a_state_of_other_shapes_or_dtypes_is_refused():
         with pytest.raises(ValueError, match=r"'weight'.*shape and dtype"):
             own.set_state({**state, "weight": other})
     assert own.weight[...].tolist() == [1, 1, 1]
+
+
+class Counting(DataraxModule):
+    def __init__(self):
+        super().__init__(DataraxModuleConfig(), rngs=nnx.Rngs(0))
+        self.losses = nnx.Variable([])
+        self.names = nnx.Variable({})
+        self.count = nnx.Variable(0)
+        self.inner = nnx.List([nnx.Linear(2, 2, rngs=nnx.Rngs(0))])
+
+
+def test_a_state_restores_lists_dicts_and_numbers_of_any_length():
+    module, fresh = Counting(), Counting()
+    module.losses.set_value([0.5, 0.25])
+    module.names.set_value({"a": [1, 2], "b": {"c": 3}})
+    module.count.set_value(7)
+    module.inner[0].bias[...] = jnp.ones(2)
+    fresh.set_state(module.get_state())
+    assert fresh.losses.get_value() == [0.5, 0.25]
+    assert fresh.names.get_value() == {"a": [1, 2], "b": {"c": 3}}
+    assert fresh.count.get_value() == 7
+    assert fresh.inner[0].bias[...].tolist() == [1, 1]
+
+
+def test_a_state_of_another_structure_is_refused_and_named():
+    state = Counting().get_state()
+    for other in ({**state, "more": 1}, {**state, "inner": {0: {}}}, {**state, "inner": 3}, {}):
+        with pytest.raises(ValueError, match=r"The state has the structure .*Counting"):
+            Counting().set_state(other)
+
+
+def test_states_of_the_time_when_counters_were_variables_are_read():
+    state = Counting().get_state()
+    fresh = Counting()
+    fresh.set_state({**state, "count": 3, "_applied": 5, "_skipped": 1})
+    assert fresh.count.get_value() == 3

@@ -1,6 +1,8 @@
 """Host columns: objects beside arrays, invisible to JAX."""
 
 import copy
+import gc
+import weakref
 
 import datasets
 import jax
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from datarax import MemorySource, MemorySourceConfig, Pipeline, prefetch_to_device
 from datarax.columns.host import HostColumn
 from datarax.columns.load import load_columns
+from trainers import Trainer
 
 
 @pytest.fixture(params=["arrow", "objects"])
@@ -93,3 +97,81 @@ def test_objects_of_one_length_stay_objects():
     column = HostColumn.of_objects("x", [[1, 2], [3, 4]])
     assert column.shape == (2,)
     assert column[1] == [3, 4]
+
+
+# --- lifetimes ---------------------------------------------------------------------------------
+
+
+def with_text():
+    return MemorySource(
+        MemorySourceConfig(shuffle=True),
+        {"x": np.arange(50.0), "text": ["some text"] * 50, "nested": {"t": ["more"] * 50}},
+    )
+
+
+@jax.jit
+def traced(source, start):
+    return source.get_batch_at(start, 4, jax.random.key(0))
+
+
+def train(source):
+    class Scale(nnx.Module):
+        def __init__(self):
+            self.by = nnx.Param(jnp.ones(()))
+
+    def loss(model, batch):
+        return (model.by * batch["x"]) ** 2
+
+    Trainer(Scale(), source, loss=loss, steps=3, batch_size=4).fit()
+
+
+USES = {
+    "get_batch": lambda source: source.get_batch(4),
+    "get_batch_at": lambda source: source.get_batch_at(0, 4, jax.random.key(0)),
+    "for": lambda source: next(iter(source)),
+    "traced": lambda source: traced(source, 0),
+    "pipeline": lambda source: next(iter(Pipeline(source=source, stages=[], batch_size=4))),
+    "scan": lambda source: Pipeline(source=source, stages=[], batch_size=4).scan(
+        lambda batch: batch["x"].sum(), length=2
+    ),
+    "clone": lambda source: nnx.clone(source).get_batch(4),
+    "split": lambda source: nnx.split(source),
+    "prefetch": lambda source: list(prefetch_to_device(source, batch_size=16)),
+    "placed": lambda source: source.collect_to_array(
+        jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ),
+    "train": train,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_host_columns_are_freed_with_their_source(use):
+    source = with_text()
+    kept = use(source)
+    column = weakref.ref(source.columns["text"])
+    del source
+    gc.collect()
+    assert column() is None
+    del kept
+
+
+def test_a_data_set_with_the_same_columns_compiles_nothing_again():
+    traces = []
+
+    def stage(batch):
+        traces.append(1)
+        return batch
+
+    pipelines = [Pipeline(source=with_text(), stages=[stage], batch_size=4) for _ in range(3)]
+    for pipeline in pipelines:
+        assert list(pipeline.step()["text"]) == ["some text"] * 4
+    assert len(traces) == 1
+
+
+def test_a_structure_that_outlives_its_column_says_so():
+    source = with_text()
+    leaves, structure = jax.tree.flatten(source.columns)
+    del source
+    gc.collect()
+    with pytest.raises(ReferenceError, match="keep the source"):
+        jax.tree.unflatten(structure, leaves)

@@ -339,3 +339,56 @@ def test_a_streams_draws_depend_on_nothing_but_the_place():
 def test_a_stream_cannot_be_scanned():
     with pytest.raises(NotImplementedError, match=r"step\(\)"):
         Pipeline(source=stream(), stages=[], batch_size=2).scan(lambda b: b["id"], length=2)
+
+
+# --- a batch of one's own ----------------------------------------------------------------------
+
+
+def test_a_pipeline_puts_a_batch_through_its_stages():
+    batches = pipeline([double, noise], rngs=nnx.Rngs(1))
+    given = {"x": np.arange(3.0), "id": [1, 2, 3], "text": ["a", "b", "c"]}
+    found = batches(given)
+    assert found["x"].tolist() == [0, 2, 4]
+    assert found["id"].tolist() == [1, 2, 3]
+    assert found["text"].tolist() == ["a", "b", "c"]
+    assert found["noise"].tolist() == batches(given)["noise"].tolist()
+    assert found["noise"].tolist() == batches.step()["noise"][:3].tolist()
+    assert batches.get_state()["index"] == 4  # a batch of one's own moves nothing
+
+
+def test_a_batch_of_ones_own_traces():
+    batches = pipeline([double])
+    assert jax.jit(lambda x: batches({"x": x})["x"].sum())(jnp.ones(4)) == 8
+
+
+def test_a_pipeline_over_a_stream_takes_a_batch_too():
+    rows = datasets.Dataset.from_dict({"x": [1.0, 2.0], "t": ["a", "b"]})
+    batches = Pipeline(source=HFStreamingSource.from_dataset(rows), stages=[double], batch_size=2)
+    assert batches({"x": np.ones(5, np.float32)})["x"].tolist() == [2] * 5
+    with pytest.raises(TypeError, match="column 't' is no JAX array"):
+        Pipeline(source=batches.source, stages=[lambda b: b["t"]], batch_size=2)(
+            {"x": np.ones(2), "t": ["a", "b"]}
+        )
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        [("source", "double"), ("source", "both"), ("double", "both")],
+        {"source": ["double", "both"], "double": "both"},
+        {"source": ("double", "both"), "double": ["both"]},
+        [["source", "double"], ["source", "both"], ["double", "both"]],
+    ],
+)
+def test_edges_are_pairs_or_a_mapping(edges):
+    nodes = {"double": lambda b: {"y": 2 * b["x"]}, "both": lambda a, b: {**a, **b}}
+    dag = Pipeline.from_dag(source=source(), nodes=nodes, edges=edges, sink="both", batch_size=2)
+    batch = dag.step()
+    assert (batch["x"].tolist(), batch["y"].tolist()) == ([0, 1], [0, 2])
+
+
+@pytest.mark.parametrize("edges", [["source"], [("source", "double", "both")], {"source": [3]}])
+def test_what_is_no_edge_is_refused(edges):
+    nodes = {"double": double, "both": double}
+    with pytest.raises(ValueError, match=r"is no pair|is no node"):
+        Pipeline.from_dag(source=source(), nodes=nodes, edges=edges, sink="both", batch_size=2)

@@ -218,3 +218,115 @@ def test_reading_and_computing_overlap():
     for _ in prefetch_to_device(batches(), 2):
         time.sleep(0.02)
     assert time.perf_counter() - start < 1.6 * 20 * 0.02  # one after the other: 2.0
+
+
+# --- a last batch that is short, and a loader that blocks ---------------------------------------
+
+
+def spread(count: int = 1) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+
+def batches_of_four():
+    for first in (0, 4, 8):
+        yield {"x": np.arange(first, min(first + 4, 10))}
+
+
+@pytest.mark.parametrize("sharding", [None, spread()])
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: eager(), {"batch_size": 64}),
+        (lambda: stream(), {"batch_size": 64}),
+        (lambda: pipeline(), {}),
+    ],
+)
+def test_a_short_last_batch_is_padded_dropped_or_refused(make, options, sharding):
+    options = options | {"sharding": sharding}
+    padded = list(prefetch_to_device(make(), last="pad", **options))
+    assert [len(b["x"]) for b in padded] == [64] * 8
+    assert [int(b["valid"].sum()) for b in padded] == [64] * 7 + [52]
+    assert padded[-1]["x"][52:].tolist() == padded[-1]["x"][:12].tolist()
+    assert list(padded[-1]["text"][52:]) == list(padded[-1]["text"][:12])
+    counted = [int(x) for b in padded for x in b["x"][b["valid"]]]
+    assert sorted(counted) == list(range(N))
+    dropped = list(prefetch_to_device(make(), last="drop", **options))
+    assert [len(b["x"]) for b in dropped] == [64] * 7
+    assert "valid" not in dropped[0]
+    if make().length if hasattr(make(), "length") else make().source.length:
+        with pytest.raises(ValueError, match="52 records, the others 64"):
+            prefetch_to_device(make(), last="error", **options)
+    else:
+        with pytest.raises(ValueError, match="52 records, the others 64"):
+            list(prefetch_to_device(make(), last="error", **options))
+    assert threads() == []
+
+
+def test_a_short_last_batch_of_any_iterable():
+    padded = list(prefetch_to_device(batches_of_four(), last="pad"))
+    assert padded[-1]["x"].tolist() == [8, 9, 8, 9]
+    assert padded[-1]["valid"].tolist() == [True, True, False, False]
+    assert sum(1 for _ in prefetch_to_device(batches_of_four(), last="drop")) == 2
+    ahead = prefetch_to_device(batches_of_four(), last="error")
+    assert [len(next(ahead)["x"]) for _ in range(2)] == [4, 4]
+    with pytest.raises(ValueError, match="2 records, the others 4"):
+        next(ahead)
+
+
+def test_what_cannot_be_done_with_a_last_batch_is_refused():
+    with pytest.raises(ValueError, match='expected "pad", "drop"'):
+        prefetch_to_device(eager(), batch_size=64, last="fill")
+    with pytest.raises(ValueError, match="give a batch_size"):
+        prefetch_to_device(eager(), last="pad")
+    with pytest.raises(ValueError, match="column 'valid'"):
+        next(prefetch_to_device([{"valid": np.ones(2)}], last="pad"))
+
+
+def test_a_state_is_that_of_the_last_batch_taken_whatever_is_padded():
+    source, plain = eager(), eager()
+    with prefetch_to_device(source, batch_size=64, last="pad") as ahead:
+        next(ahead), next(ahead)
+        plain.get_batch(128)
+        assert ahead.get_state() == plain.get_state()
+
+
+def test_closing_waits_only_briefly_for_a_loader_that_blocks(caplog):
+    goes_on = threading.Event()
+
+    def loader():
+        yield {"x": np.zeros(1)}
+        goes_on.wait(30)
+        yield {"x": np.zeros(1)}
+
+    ahead = prefetch_to_device(loader())
+    next(ahead)
+    begun = time.perf_counter()
+    ahead.close()
+    assert time.perf_counter() - begun < 5
+    assert "is left to end by itself" in caplog.text
+    goes_on.set()
+    while threads():
+        time.sleep(0.01)
+
+
+def test_an_iterator_with_a_state_of_its_own_is_taken_back():
+    class Counting:
+        at = 0
+
+        def __iter__(self):
+            while self.at < 6:
+                self.at += 1
+                yield {"x": np.full(2, self.at)}
+
+        def get_state(self):
+            return {"at": self.at}
+
+        def set_state(self, state):
+            self.at = state["at"]
+
+    loader = Counting()
+    with prefetch_to_device(loader, 3) as ahead:
+        next(ahead), next(ahead)
+        assert ahead.get_state() == {"at": 2}
+    assert loader.at == 2

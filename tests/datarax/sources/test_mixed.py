@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datarax import (
+    HFEagerSource,
     HFStreamingSource,
     MemorySource,
     MemorySourceConfig,
@@ -91,3 +92,75 @@ def test_what_does_not_fit_is_refused():
     assert changed.get_state()["index"] == 0
     with pytest.raises(TypeError, match="no length"):
         len(mixture())
+
+
+def labelled(names: list[str], nested: bool = False) -> HFEagerSource:
+    feature = datasets.ClassLabel(names=names)
+    feature, rows = ({"label": feature}, [{"label": 0}]) if nested else (feature, [0])
+    features = datasets.Features({"of": feature})
+    return HFEagerSource.from_dataset(datasets.Dataset.from_dict({"of": rows}, features=features))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_classes_of_other_names_are_refused(nested):
+    ours, same = labelled(["cat", "dog"], nested), labelled(["cat", "dog"], nested)
+    assert MixedSource([ours, same], [1, 1]).features == ours.features
+    column = "of.label" if nested else "of"
+    with pytest.raises(ValueError, match=rf"column '{column}' are \['cat', 'dog'\] in source 0"):
+        MixedSource([ours, labelled(["dog", "cat"], nested)], [1, 1])
+    stream = HFStreamingSource.from_dataset(
+        datasets.Dataset.from_dict(
+            {"of": [0]}, features=datasets.Features({"of": datasets.ClassLabel(names=["dog"])})
+        )
+    )
+    if not nested:
+        with pytest.raises(ValueError, match="one number would mean two classes"):
+            MixedSource([ours, stream], [1, 1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 1},
+        {"index": -1},
+        {"index": "7"},
+        {"ups": [0]},
+        {"ups": [5, 0]},
+        {"ups": None},
+        {"sources": 3},
+        {"sources": [{}, {}]},
+        {"weights": 1.0},
+    ],
+)
+def test_a_state_that_no_mixture_has_is_refused(change):
+    mixed = mixture()
+    mixed.get_batch(30)
+    state = json.loads(json.dumps(mixed.get_state()))
+    with pytest.raises(ValueError, match=r"[Ss]tate|ups|index"):
+        mixed.set_state(state | change)
+    assert mixed.get_state() == state
+
+
+def test_a_state_brings_the_order_of_the_sources_along():
+    def make(seed):
+        source = MemorySource(MemorySourceConfig(shuffle=True, seed=seed), {"x": np.arange(70)})
+        return MixedSource([source, memory(100)], [1, 1])
+
+    first, other = make(1), make(2)
+    first.get_batch(33)
+    other.set_state(first.get_state())
+    assert other.get_batch(50)["x"].tolist() == first.get_batch(50)["x"].tolist()
+
+
+def test_a_mixture_is_a_source_of_another():
+    inner = MixedSource([memory(0), memory(100)], weights=[1, 1])
+    outer = MixedSource([inner, streamed(1000)], weights=[1, 1])
+    x = np.asarray(outer.get_batch(400)["x"])
+    assert [int(np.sum(x // 100 == hundred)) for hundred in (0, 1)] == [100, 100]
+    state = json.loads(json.dumps(outer.get_state()))
+    expected = outer.get_batch(60)["x"].tolist()
+    again = MixedSource(
+        [MixedSource([memory(0), memory(100)], weights=[1, 1]), streamed(1000)], weights=[1, 1]
+    )
+    again.set_state(state)
+    assert again.get_batch(60)["x"].tolist() == expected
