@@ -24,35 +24,40 @@ def initial_state(plan: Plan) -> State:
     Raises:
         MemoryError: If it is larger than a device's memory.
     """
-    layout = plan.layout
+    layout, init = plan.layout, plan.update.optimizer.init
     _, params, rest = split(plan.model, plan.update.wrt)
-    agreement.together(lambda: _expect_fits(plan, params, rest))
+    like = agreement.together(lambda: _expect_fits(plan, params, rest))
     params, rest = as_carry(layout.placement.model(params, rest))
-    optimizer = as_carry(plan.update.optimizer.init(params))
-    window = as_carry(Window.empty(plan.objective.metrics))
+    shardings = jax.tree.map(lambda x: x.sharding, like)  # None on one device
     return State(
         params=params,
         rest=rest,
-        optimizer=layout.placement.beside(params, optimizer),
+        # One program makes all of it where it stays; a call of `init` compiles one a shape.
+        optimizer=jax.jit(lambda params: as_carry(init(params)), out_shardings=shardings)(params),
         ema=None if plan.update.ema is None else as_carry(params),
         stages=layout.replicate(as_carry(plan.batches.stages)),
-        window=layout.replicate(window),
+        window=layout.replicate(as_carry(Window.empty(plan.objective.metrics))),
         loss=layout.replicate(jnp.zeros(())),
     )
 
 
-def _expect_fits(plan, params, rest) -> None:
-    """Raises before anything is placed: what a device says then names no way out."""
+def _expect_fits(plan: Plan, params: nnx.State, rest: nnx.State) -> Any:
+    """Returns shapes and places of the optimizer's state; raises before anything is placed.
+
+    What a device says when its memory is full names no way out.
+    """
     placement = plan.layout.placement
     params, rest = placement.model(params, rest, described)
     optimizer = jax.eval_shape(plan.update.optimizer.init, params)
+    optimizer = placement.beside(params, optimizer, described)
     parts = {
         "the parameters": params,
-        "the optimizer's state": placement.beside(params, optimizer, described),
+        "the optimizer's state": optimizer,
         "the parameters' average": None if plan.update.ema is None else params,
         "the rest": rest,
     }
     memory.expect_state_fits(parts, 1 if plan.layout.mesh is None else plan.layout.mesh.size)
+    return optimizer
 
 
 def loop(
