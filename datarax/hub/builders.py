@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from datarax.errors import closest, listed
-from datarax.hub import cache, client
+from datarax.hub import cache, client, left_out
 from datarax.hub.private import (
     COMMON,
     EXTENSIONS,
@@ -78,7 +78,10 @@ def of_local(name: str, options: dict[str, Any], local_files_only: bool) -> data
         raise ValueError(
             f"The builder {name!r} needs files: write download_kwargs={{'data_files': ...}}."
         )
-    return of_path(str(place), name, options)
+    builder = of_path(str(place), name, options)
+    if place.is_dir() and not (options.get("data_files") or options["data_dir"]):
+        left_out.warn_of_folder(builder, place)
+    return builder
 
 
 def _of_odd_folder(place: Path, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
@@ -105,11 +108,14 @@ def of_hub(
     name: str, options: dict[str, Any], revision: str | None
 ) -> tuple[datasets.DatasetBuilder, str, str]:
     """Returns the builder of a repository as the Hub has it, its full name and its commit."""
-    name, commit = client.resolve(name, revision, options.get("token"))
+    info = client.ask(name, revision, options.get("token"))
+    name, commit = info.id, str(info.sha)
     builder = of_path(name, name, options | {"revision": commit})
     if builder.hash != commit or builder.name == "cache":
         # `datasets` hides that the Hub went away by reading whatever commit is cached.
         raise ConnectionError(client.unreachable(name))
+    if not (options.get("data_files") or options["data_dir"]):
+        left_out.warn_of_repository(builder, info)
     return builder, name, commit
 
 

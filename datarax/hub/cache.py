@@ -21,6 +21,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SAME_ROWS = {"name", "cache_dir", "token", "download_config", "download_mode", "storage_options"}
 _NOTE = "datarax_request.json"
 _QUERY = re.compile(r"(\w+://[^\s?'\"\\]+)\?([^\s'\"\\]+)")
+_USER = re.compile(r"(\w+://)[^/\s@'\"\\]+@")
 _HASHED = re.compile(r"\?[0-9a-f]{16}[\"\\]")
 
 
@@ -178,7 +179,7 @@ def _unsigned(text: str) -> str:
     def hashed(match: re.Match) -> str:
         return f"{match[1]}?{hashlib.sha256(match[2].encode()).hexdigest()[:16]}"
 
-    return text if _HASHED.search(text) else _QUERY.sub(hashed, text)
+    return text if _HASHED.search(text) else _QUERY.sub(hashed, _USER.sub(r"\1", text))
 
 
 def _hub_cache() -> Path:

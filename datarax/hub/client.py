@@ -12,8 +12,8 @@ _bounds: ContextVar[tuple[float | None, float] | None] = ContextVar("bounds", de
 _under_way: list[float] = []  # the latter of every load
 
 
-def resolve(name: str, revision: str | None, token: str | bool | None) -> tuple[str, str]:
-    """Returns the repository that a name stands for, and the commit that a revision is now.
+def ask(name: str, revision: str | None, token: str | bool | None) -> huggingface_hub.DatasetInfo:
+    """Returns what the Hub says of a repository: its full name, its commit, its files, its card.
 
     Args:
         name: a repository, with its namespace or without.
@@ -25,7 +25,7 @@ def resolve(name: str, revision: str | None, token: str | bool | None) -> tuple[
     if info.gated:
         # Asked here because `datasets` answers a refusal with whatever it has in its cache.
         api.auth_check(info.id, repo_type="dataset")
-    return info.id, info.sha
+    return info
 
 
 @contextmanager

@@ -150,7 +150,7 @@ def resolve_name(
     if local_files_only or _offline():
         return cache.full_name(name)
     with explained(name), client.bounded(timeout):
-        return client.resolve(name, None, token)[0]
+        return client.ask(name, None, token).id
 
 
 def _plain(value: Any) -> Any:

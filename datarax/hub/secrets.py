@@ -44,7 +44,8 @@ def hidden(value: Any, key: str = "") -> Any:
         return type(value)(hidden(part, key) for part in value)
     if isinstance(value, str):
         return redacted(value)
-    return value if redacted(repr(value)) == repr(value) else f"<{type(value).__name__}>"
+    holds_secret = any(_SECRET.search(name) for name in getattr(value, "__dict__", {}))
+    return f"<{type(value).__name__}>" if holds_secret else value
 
 
 def is_clean(error: BaseException | None) -> bool:

@@ -4,12 +4,20 @@ import dataclasses
 from typing import Any
 
 from datarax.errors import expect_between
+from datarax.hub.secrets import hidden
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.source import SourceConfigBase
 
 
-@dataclasses.dataclass(frozen=True)
-class HFEagerConfig(SourceConfigBase):
+class _WithoutSecrets(SourceConfigBase):
+    def __repr__(self) -> str:
+        fields = (f.name for f in dataclasses.fields(self))
+        told = (f"{name}={hidden(getattr(self, name))!r}" for name in fields)
+        return f"{type(self).__name__}({', '.join(told)})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class HFEagerConfig(_WithoutSecrets):
     """Configuration of `HFEagerSource`.
 
     Args:
@@ -56,8 +64,8 @@ class HFEagerConfig(SourceConfigBase):
         expect_dataset_fields(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class HFStreamingConfig(SourceConfigBase):
+@dataclasses.dataclass(frozen=True, repr=False)
+class HFStreamingConfig(_WithoutSecrets):
     """Configuration of `HFStreamingSource`.
 
     Args:

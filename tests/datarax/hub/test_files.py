@@ -231,3 +231,30 @@ def test_a_card_that_counts_files_of_json_wrong(tmp_path):
     folder = written(tmp_path, **{"README.md": CARD, "data/train-0.jsonl": JSON})
     stream = HFStreamingSource(HFStreamingConfig(name=folder, split="train", streaming=True))
     assert stream.collect_to_array()["x"].tolist() == [1, 2]
+
+
+# --- splits by the names of files -----------------------------------------------------------------
+
+
+def test_files_that_are_in_no_split_are_named(tmp_path, caplog):
+    names = ["a cat.jsonl", "a train.jsonl", "a test.jsonl", ".hidden.jsonl", "notes.txt"]
+    written(tmp_path, **dict.fromkeys(names, JSON))
+    with caplog.at_level(logging.WARNING, "datarax"):
+        load_split(tmp_path, "train")
+    assert "1 of the data files of" in caplog.text
+    assert "are in no split: 'a cat.jsonl'. The names of others hold 'train'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train.jsonl": JSON, "test.jsonl": JSON},
+        {"a.jsonl": JSON, "sub/b.jsonl": JSON},
+        {"README.md": CARD, "data/train-0.parquet": TWO, "other.parquet": TWO},
+    ],
+)
+def test_where_every_file_is_in_a_split_nothing_is_said(tmp_path, caplog, files):
+    written(tmp_path, **files)
+    with caplog.at_level(logging.WARNING, "datarax.hub.left_out"):
+        load_split(tmp_path, "train")
+    assert "in no split" not in caplog.text
