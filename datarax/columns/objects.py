@@ -23,6 +23,7 @@ from datarax.columns.lists import (
     ragged,
     row_shape,
 )
+from datarax.columns.sounds import DamagedSound, samples
 
 Convert = Callable[[pa.Array, Rows], np.ndarray]
 
@@ -62,6 +63,11 @@ def _fix(column: Column, misfit: Misfit) -> str:
     if isinstance(column.feature, datasets.Image):
         resized = f"{row}.convert('RGB').resize((224, 224))"
         return f"Give the images one size and mode, {made} {resized}}})"
+    encoded = f"ds = ds.cast_column({column.path[0]!r}, datasets.{{}}(decode=False)).map(...)"
+    if isinstance(column.feature, datasets.Audio):
+        return f"Cut the sounds to one length, {encoded.format('Audio')}"
+    if isinstance(column.feature, datasets.Video):
+        return f"Videos stay encoded: make arrays of their frames, {encoded.format('Video')}"
     if is_number(leaf):
         return f"Pad or cut it to one length, {made} pad({row})}})"
     return f"Turn it into numbers, {made} encode({row})}})"
@@ -71,7 +77,8 @@ def objects(column: Column) -> Convert:
     """Returns what makes Python objects of a column's rows.
 
     Ragged lists of numbers become arrays of the dtype that the feature declares, images arrays of
-    pixels, and all else what `datasets` gives: text, bytes, dates, lists, dicts, and None.
+    pixels, sounds arrays of samples, and all else what `datasets` gives: text, bytes, dates, lists,
+    dicts, and None.
 
     Args:
         column: A column that is no array.
@@ -128,6 +135,12 @@ def _decode(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
             found.append(_decoded(column.feature, value))
         except DamagedImage as error:
             raise damaged(replace(column, rows=rows), row, str(error)) from error
+        except DamagedSound as error:
+            raise ValueError(
+                f"column {column.name!r}, row {rows.number(row)}: the sound cannot be decoded "
+                f"({error}). Repair it, drop the row, ds = ds.select(...), or leave the column "
+                f"out: exclude_keys={{{column.path[0]!r}}}"
+            ) from error
     return object_array(found)
 
 
@@ -158,7 +171,7 @@ def needs_decoding(feature: Any) -> bool:
         return any(map(needs_decoding, feature.values()))
     if isinstance(feature, (datasets.List, datasets.LargeList)):
         return needs_decoding(feature.feature)
-    return isinstance(feature, (datasets.Image, datasets.Json)) and feature.decode
+    return isinstance(feature, (datasets.Image, datasets.Audio, datasets.Json)) and feature.decode
 
 
 def _decoded(feature: Any, value: Any) -> Any:
@@ -170,4 +183,6 @@ def _decoded(feature: Any, value: Any) -> Any:
         return [_decoded(feature.feature, item) for item in value]
     if isinstance(feature, datasets.Image):
         return pixels(feature, value)
+    if isinstance(feature, datasets.Audio):
+        return samples(feature, value)
     return feature.decode_example(value)

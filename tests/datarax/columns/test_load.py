@@ -301,11 +301,11 @@ def test_nested_features_are_dicts_of_columns():
     assert load_columns(with_none.select([1, 1])).data["a"]["start"].tolist() == [4, 4]
 
 
-def test_translations_are_dicts_and_audio_stays_encoded():
+def test_translations_are_dicts_and_media_stay_encoded():
     features = Features(
         {
             "t": datasets.Translation(["de", "en"]),
-            "a": datasets.Audio(),
+            "a": datasets.Audio(decode=False),
             "v": datasets.Video(),
             "j": datasets.Json(),
         }
@@ -325,6 +325,7 @@ def test_translations_are_dicts_and_audio_stays_encoded():
     assert data["t"]["en"][0] == "one"
     assert data["a"][0] == data["v"][0] == media
     assert data["j"][0] == {"k": [1, "b"]}
+    assert "Videos stay encoded: make arrays of their frames" in str(data["v"].error())
 
 
 # --- which columns, which rows --------------------------------------------------------------------
