@@ -1,4 +1,4 @@
-"""The block cipher behind the order of records: Grain's, in `jax.numpy`.
+"""The block cipher behind the order of records: Grain's, in `jax.numpy`, or NumPy where given that.
 
 Simon's round function (Beaulieu et al., "The SIMON and SPECK families of lightweight block
 ciphers", 2013) in a Feistel network of two words, with the round keys of C++'s `std::seed_seq`.
@@ -70,7 +70,7 @@ def round_keys(seed: jax.Array, rounds: int, width: int) -> list[jax.Array]:
     lag = 11 if n >= 623 else 7 if n >= 68 else 5 if n >= 39 else 3 if n >= 7 else (n - 1) // 2
     first = (n - lag) // 2
     second = first + lag
-    words = [jnp.full_like(seed, 0x8B8B8B8B)] * n
+    words = [seed * np.uint32(0) + np.uint32(0x8B8B8B8B)] * n
 
     def scramble(x):
         return x ^ (x >> np.uint32(27))

@@ -1,12 +1,13 @@
 """Views: which records of a source there are, and how often, as arithmetic on positions.
 
 A view maps a position of an epoch to a record of the source below it, inside a compiled program.
-It holds a table of at most 4 bytes a record, and nothing of the epoch's length.
+It holds tables of at most 4 bytes a record, and nothing of the epoch's length.
 """
 
 import abc
-import functools
-from typing import Any
+import dataclasses
+from functools import partial
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +22,28 @@ _POINT_BITS = 31  # of a point on the line of summed weights
 _GUIDE_BITS = 15  # a guide of 2**15 entries lies in a core's cache
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class View(abc.ABC):
-    """Which record of a source stands at each position of an epoch.
+    """Which record of a source stands at each position of an epoch; a pytree of its tables.
 
-    Attributes:
+    Args:
         length: Positions in an epoch.
-        label: Names the view in a state and in messages.
-        tables: NumPy arrays that `records` reads; a compiled program takes them as arguments.
+        label: Names the view in a state and in messages, as `"fold(0, of=5)"`.
     """
 
-    def __init__(self, length: int, label: str, tables: dict[str, np.ndarray]):
-        if not 1 <= length <= MAX_RECORDS:
-            raise ValueError(f"{label} has {length} records: expected 1 to {MAX_RECORDS}.")
-        self.length, self.label, self.tables = int(length), label, tables
+    length: int
+    label: str
+
+    @property
+    @abc.abstractmethod
+    def is_drawn(self) -> bool:
+        """Whether records come several times an epoch, or not at all."""
 
     @abc.abstractmethod
-    def records(self, tables: dict[str, Any], position: jax.Array, seed: Any) -> jax.Array:
+    def records(self, position: jax.Array, seed: Any) -> jax.Array:
         """Returns the record at each position of an epoch; traceable, elementwise.
 
         Args:
-            tables: The view's `tables`, on any device.
             position: `uint32` positions below `length`.
             seed: The epoch's seed, `uint32` that broadcasts; None: the view's stored order.
 
@@ -49,91 +52,154 @@ class View(abc.ABC):
         """
 
     def stored(self, index: np.ndarray) -> np.ndarray:
-        """Returns the records at some positions of the stored order, `int32`."""
-        return np.asarray(_stored(self.records, self.tables, np.asarray(index, np.uint32)))
+        """Returns the records at some positions of the stored order, `int64` of `index`'s shape."""
+        return np.asarray(_stored(self, np.asarray(index, np.uint32))).astype(np.int64)
+
+    def on_device(self) -> Self:
+        """Returns the view with its tables on the default device."""
+        with jax.ensure_compile_time_eval():
+            return jax.tree.map(jnp.asarray, self)
+
+    def _checked(self) -> Self:
+        if not 1 <= self.length <= MAX_RECORDS:
+            raise ValueError(
+                f"{self.label} has {self.length} records: expected 1 to {MAX_RECORDS}."
+            )
+        return self
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["table"], meta_fields=["length", "label"])
+@dataclasses.dataclass(frozen=True, eq=False)
 class Selected(View):
-    """Some records, in an order of their own.
+    """Some records, in an order of their own; see `of`."""
 
-    Args:
-        records: The records, integers of shape `(length,)`.
-        label: Names the view.
-    """
+    table: Any
 
-    def __init__(self, records: np.ndarray, label: str):
-        super().__init__(len(records), label, {"records": np.asarray(records, np.int32)})
+    @classmethod
+    def of(cls, records: np.ndarray, label: str) -> Self:
+        """Returns the view of some records.
 
-    def records(self, tables: dict[str, Any], position: jax.Array, seed: Any) -> jax.Array:
+        Args:
+            records: The records in the view's stored order, integers of shape `(length,)`.
+            label: Names the view.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        return cls(len(records), label, np.asarray(records, np.int32))._checked()
+
+    @property
+    def is_drawn(self) -> bool:
+        """False: every record comes once an epoch."""
+        return False
+
+    def at(self, index: Any) -> jax.Array:
+        """Returns the records at positions of the stored order, `int32`; traceable."""
+        return _at(self.table, index)
+
+    def records(self, position: jax.Array, seed: Any) -> jax.Array:
+        """Returns the record at each position; see `View.records`."""
         if seed is not None:
             position = index_shuffle(position, num_records=self.length, seed=seed)
-        return _at(tables["records"], position)
+        return self.at(position)
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["table", "starts"],
+    meta_fields=["length", "label"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Balanced(View):
-    """Every class equally often: position `p` is of class `p % classes`.
+    """Every class equally often: position `p` is of class `p % classes`; see `of`.
 
     An epoch has `classes * largest` positions, `largest` being the size of the largest class. The
     records of a smaller class come several times, in another order each time, and equally often, to
     within one.
-
-    Args:
-        classes: The class of each record, integers of shape `(n,)`.
-        records: The records of the source, integers of that shape.
-        label: Names the view.
-
-    Raises:
-        ValueError: If there are fewer than two classes.
     """
 
-    def __init__(self, classes: np.ndarray, records: np.ndarray, label: str):
+    table: Any  # the records, class by class
+    starts: Any  # where each class begins in the table, and where the last one ends
+
+    @classmethod
+    def of(cls, classes: np.ndarray, records: np.ndarray, label: str) -> Self:
+        """Returns the view that draws the classes of some records equally often.
+
+        Args:
+            classes: The class of each record, integers of shape `(n,)`.
+            records: The records, integers of that shape.
+            label: Names the view.
+
+        Raises:
+            ValueError: If there are fewer than two classes.
+        """
         present, number, sizes = np.unique(classes, return_inverse=True, return_counts=True)
         if len(present) < 2:
             raise ValueError(
-                f"{label}: there is one class, {present[0]!r}, in {len(classes)} records, so there "
-                "is nothing to balance."
+                f"{label}: all {len(classes)} records are of one class, {present[:1].tolist()}, so "
+                "there is nothing to balance."
             )
-        self._classes = len(present)
-        tables = {
-            "records": np.asarray(records, np.int32)[np.argsort(number, kind="stable")],
-            "starts": np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32),
-        }
-        super().__init__(self._classes * int(sizes.max()), label, tables)
+        table = np.asarray(records, np.int32)[np.argsort(number, kind="stable")]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint32)
+        return cls(len(present) * int(sizes.max()), label, table, starts)._checked()
 
-    def records(self, tables: dict[str, Any], position: jax.Array, seed: Any) -> jax.Array:
-        number = position % np.uint32(self._classes)
-        draw = position // np.uint32(self._classes)
-        start = _at(tables["starts"], number)
-        size = _at(tables["starts"], number + np.uint32(1)) - start
+    @property
+    def is_drawn(self) -> bool:
+        """True: records of smaller classes come several times."""
+        return True
+
+    def records(self, position: jax.Array, seed: Any) -> jax.Array:
+        """Returns the record at each position; see `View.records`."""
+        position = jnp.asarray(position).astype(jnp.uint32)
+        classes = np.uint32(len(self.starts) - 1)
+        number, draw = position % classes, position // classes
+        start = _at(self.starts, number)
+        size = _at(self.starts, number + np.uint32(1)) - start
         turn = draw // size
         index = draw - turn * size
         if seed is not None:
             # A class has its own permutation in each turn: the key names seed, class and turn.
-            key = avalanche(jnp.asarray(seed, jnp.uint32) ^ avalanche(number + np.uint32(1)))
+            key = avalanche(jnp.asarray(seed).astype(jnp.uint32) ^ avalanche(number + np.uint32(1)))
             key = jnp.broadcast_to(avalanche(key + turn), index.shape)
             index = keyed_permutation(index, size, key)
-        return _at(tables["records"], start + index)
+        return _at(self.table, start + index)
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["guide", "ends", "table"],
+    meta_fields=["length", "label", "shift", "low_bits", "steps"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Weighted(View):
-    """Every record as often as its weight says, to within one in an epoch.
+    """Every record as often as its weight says, to within one in an epoch; see `of`.
 
     The weights are the lengths of intervals on a line. An epoch has evenly spaced points on the
     line, and each draws the record whose interval it lies in ("systematic sampling": Madow and
     Madow, 1944). In another epoch the points lie elsewhere, so that a record whose share is less
     than one draw an epoch is drawn in some epochs.
-
-    Args:
-        weights: A weight a record, numbers of shape `(n,)`; only their proportions count.
-        length: Draws in an epoch.
-        records: The records of the source, integers of that shape; None: records 0 to n - 1.
-        label: Names the view.
-
-    Raises:
-        ValueError: If a weight is negative or not finite, or all are 0.
     """
 
-    def __init__(self, weights: np.ndarray, length: int, records: np.ndarray | None, label: str):
+    guide: Any  # how many intervals end below each multiple of 2**low_bits
+    ends: Any  # the lowest bits of the intervals' ends
+    table: Any  # the records, None where they are 0 to n - 1
+    shift: int  # points are 2**shift apart
+    low_bits: int
+    steps: int  # of the binary search between two entries of the guide
+
+    @classmethod
+    def of(cls, weights: np.ndarray, length: int, records: np.ndarray | None, label: str) -> Self:
+        """Returns the view that draws some records by their weights.
+
+        Args:
+            weights: A weight a record, numbers of shape `(n,)`; only their proportions count.
+            length: Draws in an epoch.
+            records: The records, integers of that shape; None: records 0 to n - 1.
+            label: Names the view.
+
+        Raises:
+            ValueError: If a weight is negative or not finite, or all are 0.
+        """
         weights = np.asarray(weights, np.float64)
         wrong = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
         if len(wrong):
@@ -144,52 +210,61 @@ class Weighted(View):
         if not weights.any():
             raise ValueError(f"{label}: all {len(weights)} weights are 0, so no record is drawn.")
         # An interval is measured in parts of the distance of two points: 31 bits are for both.
-        self._shift = _POINT_BITS - max(int(length) - 1, 1).bit_length()
+        shift = _POINT_BITS - max(int(length) - 1, 1).bit_length()
         ends = np.cumsum(weights)
-        ends = np.rint(ends / ends[-1] * length * 2.0**self._shift).astype(np.int64)
+        ends = np.rint(ends / ends[-1] * length * 2.0**shift).astype(np.int64)
         # The guide tells by a point's highest bits where to look, so an end needs its lowest only.
         guided = _GUIDE_BITS if len(weights) >= 2**_GUIDE_BITS else 0
-        self._low_bits = _POINT_BITS - guided
-        guide = np.searchsorted(ends, np.arange(2**guided + 1, dtype=np.int64) << self._low_bits)
-        self._steps = int(np.diff(guide).max()).bit_length()
-        low = ends & (2**self._low_bits - 1)
-        tables = {
-            "guide": guide.astype(np.uint32),
-            "ends": low.astype(np.uint16 if self._low_bits <= 16 else np.uint32),
-        }
-        if records is not None:
-            tables["records"] = np.asarray(records, np.int32)
-        super().__init__(length, label, tables)
+        low_bits = _POINT_BITS - guided
+        guide = np.searchsorted(ends, np.arange(2**guided + 1, dtype=np.int64) << low_bits)
+        low = ends & (2**low_bits - 1)
+        return cls(
+            int(length),
+            label,
+            guide.astype(np.uint32),
+            low.astype(np.uint16 if low_bits <= 16 else np.uint32),
+            None if records is None else np.asarray(records, np.int32),
+            shift,
+            low_bits,
+            int(np.diff(guide).max()).bit_length(),
+        )._checked()
 
-    def records(self, tables: dict[str, Any], position: jax.Array, seed: Any) -> jax.Array:
-        offset = np.uint32(2**self._shift // 2)
+    @property
+    def is_drawn(self) -> bool:
+        """True: records come as often as their weights say."""
+        return True
+
+    def records(self, position: jax.Array, seed: Any) -> jax.Array:
+        """Returns the record at each position; see `View.records`."""
+        offset = np.uint32(2**self.shift // 2)
         if seed is not None:
-            offset = avalanche(jnp.asarray(seed, jnp.uint32)) & np.uint32(2**self._shift - 1)
+            seed = jnp.asarray(seed).astype(jnp.uint32)
+            offset = avalanche(seed) & np.uint32(2**self.shift - 1)
             position = index_shuffle(position, num_records=self.length, seed=seed)
-        point = (position.astype(jnp.uint32) << np.uint32(self._shift)) + offset
-        index = self._interval(tables, point)
-        return _at(tables["records"], index) if "records" in tables else index.astype(jnp.int32)
+        point = (jnp.asarray(position).astype(jnp.uint32) << np.uint32(self.shift)) + offset
+        index = self._interval(point)
+        return index.astype(jnp.int32) if self.table is None else _at(self.table, index)
 
-    def _interval(self, tables: dict[str, Any], point: jax.Array) -> jax.Array:
+    def _interval(self, point: jax.Array) -> jax.Array:
         """Returns in which interval each point lies: how many intervals end at or below it."""
-        high = point >> np.uint32(self._low_bits)
-        low = point & np.uint32(2**self._low_bits - 1)
-        stop = _at(tables["guide"], high + np.uint32(1))
+        high = point >> np.uint32(self.low_bits)
+        low = point & np.uint32(2**self.low_bits - 1)
+        stop = _at(self.guide, high + np.uint32(1))
 
         def step(i, below):
-            more = below + (np.uint32(1) << (np.uint32(self._steps - 1) - i.astype(jnp.uint32)))
+            more = below + (np.uint32(1) << (np.uint32(self.steps - 1) - i.astype(jnp.uint32)))
             fits = more <= stop
-            end = _at(tables["ends"], jnp.where(fits, more, np.uint32(1)) - np.uint32(1))
+            end = _at(self.ends, jnp.where(fits, more, np.uint32(1)) - np.uint32(1))
             return jnp.where(fits & (end.astype(jnp.uint32) <= low), more, below)
 
-        return lax.fori_loop(0, self._steps, step, _at(tables["guide"], high))
+        return lax.fori_loop(0, self.steps, step, _at(self.guide, high))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _stored(records, tables, position):
-    return records(tables, position, None)
+@jax.jit
+def _stored(view: View, index: jax.Array) -> jax.Array:
+    return view.records(index, None)
 
 
-def _at(table: Any, index: jax.Array) -> jax.Array:
+def _at(table: Any, index: Any) -> jax.Array:
     # Indices come from arithmetic that never leaves the range: no clamping needed.
     return jnp.asarray(table).at[index].get(mode="promise_in_bounds")

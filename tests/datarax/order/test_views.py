@@ -25,7 +25,7 @@ def epoch(view, seed):
     # Padded, so that epochs of all lengths run through the same few compiled operations.
     position = np.arange(-(-view.length // 256) * 256, dtype=np.uint32) % np.uint32(view.length)
     seed = None if seed is None else np.uint32(seed)
-    return np.asarray(view.records(view.tables, jnp.asarray(position), seed))[: view.length]
+    return np.asarray(view.records(jnp.asarray(position), seed))[: view.length]
 
 
 def made(jaxpr):
@@ -64,7 +64,7 @@ def test_every_permutation_of_a_few_is_about_as_frequent():
 @given(lengths, st.randoms(), seeds)
 def test_a_selection_has_its_records_once_an_epoch(length, random, seed):
     records = [random.randrange(10**6) for _ in range(length)]
-    got = epoch(Selected(np.array(records), "rows"), seed)
+    got = epoch(Selected.of(np.array(records), "rows"), seed)
     assert got.dtype == np.int32
     assert sorted(got.tolist()) == sorted(records)
     if seed is None:
@@ -75,7 +75,7 @@ def test_a_selection_has_its_records_once_an_epoch(length, random, seed):
 @given(classes, seeds, st.integers(1, 4), st.integers(0, 30))
 def test_a_balanced_view_has_each_class_equally_often_in_every_window(classes, seed, m, start):
     classes = np.array(classes)
-    view = Balanced(classes, np.arange(len(classes)), "balanced")
+    view = Balanced.of(classes, np.arange(len(classes)), "balanced")
     got = epoch(view, seed)
     present, sizes = np.unique(classes, return_counts=True)
     assert len(got) == len(present) * sizes.max()
@@ -97,7 +97,9 @@ def test_a_balanced_view_has_each_class_equally_often_in_every_window(classes, s
 )
 def test_a_weighted_view_draws_each_record_as_often_as_its_weight_says(weights, length, seed):
     weights = np.array(weights)
-    counts = np.bincount(epoch(Weighted(weights, length, None, "w"), seed), minlength=len(weights))
+    counts = np.bincount(
+        epoch(Weighted.of(weights, length, None, "w"), seed), minlength=len(weights)
+    )
     share = weights / weights.sum() * length
     assert counts.sum() == length
     assert (abs(counts - share) <= 1 + 1e-6).all()
@@ -106,8 +108,8 @@ def test_a_weighted_view_draws_each_record_as_often_as_its_weight_says(weights, 
 
 def test_rare_records_are_drawn_in_some_epochs():
     weights = np.array([0.2, 1, 1, 1, 1.8])
-    view = Weighted(weights, 5, None, "w")
-    draw = jax.vmap(lambda seed: view.records(view.tables, jnp.arange(5, dtype=jnp.uint32), seed))
+    view = Weighted.of(weights, 5, None, "w")
+    draw = jax.vmap(lambda seed: view.records(jnp.arange(5, dtype=jnp.uint32), seed))
     counts = np.bincount(np.ravel(jax.jit(draw)(jnp.arange(500, dtype=jnp.uint32))), minlength=5)
     np.testing.assert_allclose(counts / 500, weights, atol=0.08)
 
@@ -115,8 +117,8 @@ def test_rare_records_are_drawn_in_some_epochs():
 @pytest.mark.parametrize("records", [None, np.arange(40_000)[::-1]])
 def test_a_guided_search_finds_what_a_plain_one_does(records):
     weights = np.random.default_rng(0).pareto(1.0, 40_000)
-    view = Weighted(weights, 30_000, records, "w")
-    assert view.tables["ends"].dtype == np.uint16
+    view = Weighted.of(weights, 30_000, records, "w")
+    assert view.ends.dtype == np.uint16
     got = epoch(view, 3)
     ends = np.cumsum(weights)
     counts = np.bincount(got if records is None else records[got], minlength=40_000)
@@ -126,18 +128,18 @@ def test_a_guided_search_finds_what_a_plain_one_does(records):
 def test_nothing_of_an_epochs_length_is_formed():
     n = 1_000_000
     views = [
-        Selected(np.arange(n)[::-1], "s"),
-        Balanced(np.arange(n) % 7, np.arange(n), "b"),
-        Weighted(np.arange(n), n, None, "w"),
+        Selected.of(np.arange(n)[::-1], "s"),
+        Balanced.of(np.arange(n) % 7, np.arange(n), "b"),
+        Weighted.of(np.arange(n), n, None, "w"),
     ]
     for view in views:
-        assert sum(table.nbytes for table in view.tables.values()) <= 4 * n + 200
+        assert sum(table.nbytes for table in jax.tree.leaves(view)) <= 4 * n + 200
 
-        def batch(tables, start, seed, view=view):
+        def batch(view, start, seed):
             position = start + jnp.arange(128, dtype=jnp.uint32)
-            return view.records(tables, position, seed)
+            return view.records(position, seed)
 
-        shapes = made(jax.make_jaxpr(batch)(view.tables, np.uint32(5), np.uint32(1)).jaxpr)
+        shapes = made(jax.make_jaxpr(batch)(view, np.uint32(5), np.uint32(1)).jaxpr)
         assert max(np.prod(shape, dtype=int) for shape in shapes) <= 2 * 128
 
 
@@ -174,11 +176,14 @@ def test_splits_and_folds_are_disjoint_complete_and_stratified(
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Weighted(np.array([1, -1.0]), 2, None, "w"), r"weight of record 1 is -1\.0"),
-        (lambda: Weighted(np.array([1, np.nan]), 2, None, "w"), "weight of record 1 is nan"),
-        (lambda: Weighted(np.zeros(3), 2, None, "w"), "all 3 weights are 0"),
-        (lambda: Balanced(np.ones(3), np.arange(3), "b"), "one class, .*1.0.*, in 3 records"),
-        (lambda: Selected(np.arange(0), "rows"), "rows has 0 records"),
+        (lambda: Weighted.of(np.array([1, -1.0]), 2, None, "w"), r"weight of record 1 is -1\.0"),
+        (lambda: Weighted.of(np.array([1, np.nan]), 2, None, "w"), "weight of record 1 is nan"),
+        (lambda: Weighted.of(np.zeros(3), 2, None, "w"), "all 3 weights are 0"),
+        (
+            lambda: Balanced.of(np.ones(3), np.arange(3), "b"),
+            r"all 3 records are of one class, \[1\.0\]",
+        ),
+        (lambda: Selected.of(np.arange(0), "rows"), "rows has 0 records"),
         (lambda: fold(3, 0, 4), "of=4: expected 2 to 3 folds"),
         (lambda: fold(3, 3, 3), "i=3: expected a fold from 0 to 2"),
         (lambda: split(3, 1.0), r"fraction=1\.0: expected a number between 0 and 1"),
