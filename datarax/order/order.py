@@ -10,11 +10,12 @@ import numpy as np
 from datarax.order.canonical import Deal
 from datarax.order.epochs import epoch_seed
 from datarax.order.permutation import index_shuffle, integers
+from datarax.order.views import View
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order of a source's records; it is a pytree whose only leaf is the seed.
+    """The order of a source's records; it is a pytree of the seed and of a view's tables.
 
     All that hand out records ask it: one method, `records`, decides, and the others put positions
     together. It has no state, and every method traces in epoch, position and seed.
@@ -24,7 +25,10 @@ class Order:
         seed: Seed of the order, from 0 to 2**32 - 1, concrete or traced; epoch `e` follows
             `(seed + e) % 2**32`.
         shuffle: Whether each epoch has its own random order; otherwise it is the stored order.
-        shards: Number of canonical shards (see `datarax.order.canonical`); 1: none.
+        shards: Number of canonical shards (see `datarax.order.canonical`); 1: none. A view that
+            draws records has an order of its own, which is not dealt to shards.
+        view: Which records there are, `num_records` positions of them; None: records 0 to
+            `num_records - 1`.
 
     Raises:
         ValueError: If there are fewer records than shards.
@@ -38,14 +42,17 @@ class Order:
     seed: Any = 0
     shuffle: bool = True
     shards: int = 1
+    view: View | None = None
 
     def __post_init__(self):
         _ = self.deal
 
     @property
     def deal(self) -> Deal | None:
-        """How the records are dealt to canonical shards; None where there are none."""
-        return None if self.shards == 1 else Deal(self.num_records, self.shards, self.shuffle)
+        """How the records are dealt to canonical shards; None where they are not."""
+        if self.shards == 1 or (self.view is not None and self.view.is_drawn):
+            return None
+        return Deal(self.num_records, self.shards, self.shuffle)
 
     def records(self, epoch: Any, position: Any) -> jax.Array:
         """Returns the records at positions of epochs.
@@ -60,10 +67,16 @@ class Order:
         position = jnp.asarray(position).astype(jnp.uint32) % np.uint32(self.num_records)
         seed = epoch_seed(self.seed, epoch) if self.shuffle else None
         if self.deal is not None:
-            return self.deal.record(position, seed)
+            return self.stored(self.deal.record(position, seed))
+        if self.view is not None:
+            return self.view.records(position, seed)
         if seed is None:
             return position.astype(jnp.int32)
         return index_shuffle(position, num_records=self.num_records, seed=seed)
+
+    def stored(self, index: Any) -> jax.Array:
+        """Returns the records at positions of the stored order, `int32`; traceable."""
+        return jnp.asarray(index) if self.view is None else self.view.records(index, None)
 
     def window(self, epoch: Any, start: Any, size: int) -> jax.Array:
         """Returns the records at `size` positions of one epoch, wrapping at its end.
@@ -123,16 +136,16 @@ class Order:
         return (start % np.asarray(self.num_records, start.dtype)).astype(jnp.uint32)
 
 
-def _flatten(order: Order) -> tuple[tuple[Any], tuple[int, bool, int]]:
+def _flatten(order: Order) -> tuple[tuple[Any, Any], tuple[int, bool, int]]:
     # One dtype is one trace; a Python int above 2**31 - 1 would overflow as int32.
     seed = np.uint32(order.seed) if isinstance(order.seed, (int, np.integer)) else order.seed
-    return (seed,), (order.num_records, order.shuffle, order.shards)
+    return (seed, order.view), (order.num_records, order.shuffle, order.shards)
 
 
 jax.tree_util.register_pytree_node(
     Order,
     _flatten,
-    lambda static, seed: Order(static[0], *seed, shuffle=static[1], shards=static[2]),
+    lambda static, leaves: Order(static[0], leaves[0], *static[1:], view=leaves[1]),
 )
 
 

@@ -6,7 +6,7 @@ It holds tables of at most 4 bytes a record, and nothing of the epoch's length.
 
 import abc
 import dataclasses
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Self
 
 import jax
@@ -55,8 +55,13 @@ class View(abc.ABC):
         """Returns the records at some positions of the stored order, `int64` of `index`'s shape."""
         return np.asarray(_stored(self, np.asarray(index, np.uint32))).astype(np.int64)
 
-    def on_device(self) -> Self:
-        """Returns the view with its tables on the default device."""
+    def tables(self) -> list[np.ndarray]:
+        """Returns the tables, NumPy arrays."""
+        return [np.asarray(table) for table in jax.tree.leaves(self)]
+
+    @cached_property
+    def placed(self) -> Self:
+        """The view with its tables on the default device."""
         with jax.ensure_compile_time_eval():
             return jax.tree.map(jnp.asarray, self)
 

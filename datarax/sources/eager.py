@@ -1,10 +1,12 @@
 """The base of sources that hold all their columns, and index them in compiled programs."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -21,7 +23,6 @@ from datarax.columns.rows import (
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig
 from datarax.order.epochs import key_seed
-from datarax.order.order import Order
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.placement import Placements, to_default_device
 from datarax.sources.random_access import RandomAccessSource
@@ -121,6 +122,12 @@ class EagerSourceBase(RandomAccessSource):
 
         return jax.tree.map(some, self.columns, is_leaf=is_host)
 
+    def _column(self, name: str) -> Any:
+        column = self.columns[name]
+        if isinstance(column, dict) or is_host(column) or self.view is None:
+            return column
+        return np.asarray(column)[self.stored_records(np.arange(self.length))]
+
     def host_columns(self) -> tuple[HostColumn, ...]:
         """Returns the columns that are no arrays, nested ones too."""
         nodes = jax.tree.leaves(self.columns, is_leaf=is_host)
@@ -133,7 +140,10 @@ class EagerSourceBase(RandomAccessSource):
             sharding: Where to place them; None: the default device, without another copy.
         """
         source = self if sharding is None else self.placed_on(sharding)
-        return without_host(source.data)
+        columns = without_host(source.data)
+        if self.view is None:
+            return columns
+        return gather(columns, jnp.asarray(self.stored_records(np.arange(self.length)), jnp.int32))
 
     def placed_on(self, sharding: jax.sharding.Sharding) -> Self:
         """Returns a clone whose array columns are on the devices of `sharding`.
@@ -197,7 +207,7 @@ class EagerSourceBase(RandomAccessSource):
             )
         # The epoch is in the key, so that of the order is 0.
         seed = key_seed(key) if self.is_random_order else 0
-        order = Order(self.length, seed, shuffle=self.is_random_order)
+        order = dataclasses.replace(self.order, seed=seed)
         if isinstance(start, (int, np.integer)):
             start = int(start) % self.length
         columns = without_host(self.data)
@@ -265,7 +275,7 @@ class EagerSourceBase(RandomAccessSource):
 
     def clone(self) -> Self:
         """Returns a source at the same position that shares the arrays and moves on its own."""
-        clone = nnx.clone(self)
+        clone = super().clone()
         clone._columns = nnx.data(self._columns)  # the same dict: placed once for both
         return clone
 

@@ -13,7 +13,7 @@ from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig, expect_dict
 from datarax.order.order import Order
 from datarax.order.permutation import MAX_RECORDS
-from datarax.sources.source import Source
+from datarax.sources.viewable import Viewable
 
 STATE_VERSION = 1
 
@@ -21,7 +21,7 @@ Position = tuple[int, int]
 """An epoch, and the index within it of the next record."""
 
 
-class RandomAccessSource(Source):
+class RandomAccessSource(Viewable):
     """A source that stands at (epoch, index) of an order which is arithmetic on record numbers.
 
     Args:
@@ -62,6 +62,7 @@ class RandomAccessSource(Source):
         self.fingerprint = fingerprint
         self.revision = revision
         self._resumes = nnx.Variable(False)  # whether a `for` goes on where `set_state` put it
+        self.view = nnx.data(None)  # which records there are; None: all, once each
 
     # --- order -----------------------------------------------------------------------------------
 
@@ -78,7 +79,8 @@ class RandomAccessSource(Source):
     @property
     def order(self) -> Order:
         """The order of the records, as it is set now."""
-        return Order(self.length, self._seed, shuffle=self._shuffle)
+        view = None if self.view is None else self.view.placed
+        return Order(self.length, self._seed, shuffle=self._shuffle, view=view)
 
     def set_random_order(self, enabled: bool) -> None:
         """Sets whether each epoch has its own random order, from the next batch on."""
@@ -133,7 +135,7 @@ class RandomAccessSource(Source):
             (9, [2, 3], [5, 0])
         """
         numbers = self._numbers(index)
-        rows = self.host_rows(numbers.reshape(-1))
+        rows = self.host_rows(self.stored_records(numbers.reshape(-1)))
         rows = jax.tree.map(np.asarray, rows, is_leaf=is_host)
         return rows if numbers.ndim else jax.tree.map(lambda column: column[0], rows)
 
@@ -163,7 +165,8 @@ class RandomAccessSource(Source):
         """Returns some rows of all columns: NumPy arrays of shape `(k, ...)`, and host columns.
 
         Args:
-            rows: Row numbers, integers of shape `(k,)`, from 0 to `length - 1`.
+            rows: Row numbers of the columns, integers of shape `(k,)`. The rows of a view are those
+                of the source below it: see `stored_records`.
         """
         raise NotImplementedError
 
@@ -215,9 +218,10 @@ class RandomAccessSource(Source):
             "version": STATE_VERSION,
             "epoch": epoch,
             "index": index,
-            "order": self.order.to_state(),
+            "order": {"shuffle": self._shuffle, "seed": self._seed},
             "fingerprint": self.fingerprint,
         }
+        state |= {} if self.view is None else {"view": self.view.label}
         return state if self.revision is None else state | {"revision": self.revision}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -234,6 +238,12 @@ class RandomAccessSource(Source):
         """
         expect_dict(state)
         own = self.get_state()
+        if state.get("view") != own.get("view"):
+            theirs, ours = (one.get("view", "all records") for one in (state, own))
+            raise ValueError(
+                f"The state is of {theirs}, {self.label} has {ours}. Restore it with the view it "
+                "was saved with, or begin anew with reset()."
+            )
         # The content counts, not where it came from: a copy of a Hub dataset has no revision.
         same = state.keys() - {"revision"} == own.keys() - {"revision"}
         if not same or state.get("version") != STATE_VERSION:
@@ -256,8 +266,15 @@ class RandomAccessSource(Source):
         """Goes to a state of this source; a `for` begins the next epoch, as after a `break`."""
         self.move(state["epoch"], state["index"])
 
+    def clone(self) -> Self:
+        """Returns a source at the same position that moves on its own."""
+        clone = super().clone()
+        clone.view = self.view  # the same object: its tables are placed once for both
+        return clone
+
     def _settings_to(self, copy: Self) -> Self:
         copy._shuffle, copy._seed = self._shuffle, self._seed
+        copy.view, copy.length, copy.fingerprint = self.view, self.length, self.fingerprint
         return super()._settings_to(copy)
 
 

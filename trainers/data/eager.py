@@ -1,5 +1,6 @@
 """Batches that the compiled program forms of columns on the devices, by arithmetic."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,8 @@ class EagerBatches(Batches):
         if stored_order:
             source.set_random_order(False)
         super().__init__(pipeline, source, layout, pipeline.drop_remainder and not stored_order)
-        kind = ReplicatedRows if self.shards == 1 else ShardedRows
+        dealt = dataclasses.replace(source.order, shards=self.shards).deal is not None
+        kind = ShardedRows if dealt else ReplicatedRows
         self._held = kind(source, self.shards, layout)
         columns = self._held.columns
         self._unchanged = self._look(
@@ -80,6 +82,10 @@ class EagerBatches(Batches):
         if name not in self._unchanged or self.spec[name].dtype.kind not in "iu":
             return None
         parts = [np.asarray(part.data) for part in self._held.columns[name].addressable_shards]
+        if self._source.view is not None and isinstance(self._held, ReplicatedRows):
+            # Labels that a view leaves out may lie outside the model's classes.
+            rows = np.unique(self._source.stored_records(np.arange(self.length)))
+            parts = [parts[0][rows]]
         own = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
         low, high = zip(*agreement.collected(own), strict=True)
         return min(low), max(high)

@@ -33,7 +33,11 @@ class ReplicatedRows:
         if layout.mesh is not None:
             source = source.placed_on(layout.replicated)
         self.columns = source.data
-        self.data = without_host(self.columns)
+        # A view's tables are data, too: closed over, they would be compiled into the program.
+        self.data = (
+            without_host(self.columns),
+            layout.replicate(jax.tree.map(jnp.asarray, self._order)),
+        )
         self._absent = absent_of(source.host_columns())
 
     def read(
@@ -46,8 +50,9 @@ class ReplicatedRows:
         share = size // self._layout.parts
 
         def part(number, data, epoch, start):
+            columns, order = data
             first = start + jnp.uint32(number * share)
-            return gather(data, self._order.window(epoch, first, share), self._absent)
+            return gather(columns, order.window(epoch, first, share), self._absent)
 
         rows = self._layout.each(part, data, epoch, start)
         return rows, start + jnp.arange(size, dtype=jnp.uint32)
@@ -116,7 +121,7 @@ class ShardedRows:
     def records(self, epoch: int, start: int, size: int) -> np.ndarray:
         """Returns the numbers of the records that `read` gives, int32 of shape `(size,)`."""
         positions = self._positions(jnp.uint32(start), size)
-        return np.asarray(self._deal.record(positions, self._epoch_seed(epoch)))
+        return np.asarray(self._order.stored(self._deal.record(positions, self._epoch_seed(epoch))))
 
     def _positions(self, start: jax.Array, size: int) -> jax.Array:
         shards, share = self._deal.shards, size // self._deal.shards
@@ -160,5 +165,5 @@ def deal_out(
         shape = (deal.shards, *column.shape[1:])
         return jax.make_array_from_callback(shape, sharding, part)
 
-    columns = source.host_rows(deal.held(own).reshape(-1))
+    columns = source.host_rows(source.stored_records(deal.held(own).reshape(-1)))
     return jax.tree.map(placed, columns, is_leaf=is_host)
