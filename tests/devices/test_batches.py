@@ -58,6 +58,24 @@ def test_batches_are_byte_identical_on_any_number_of_devices(n, shuffle, shards)
         assert epochs(trainer(MLP(), devices, points_of(n, shuffle, shards)))[0] == expected
 
 
+@pytest.mark.parametrize(
+    "name", ["fold", "balanced", pytest.param("weighted", marks=pytest.mark.slow)]
+)
+def test_batches_of_a_view_are_the_same_on_any_number_of_devices(name):
+    def made():
+        source = memory(points(101), shuffle=True)
+        view = {
+            "fold": lambda: source.fold(0, of=4, stratify="label")[0],
+            "balanced": lambda: source.balanced("label"),
+            "weighted": lambda: source.weighted(np.arange(101)),
+        }[name]()
+        return Pipeline(source=view, stages=[noise], batch_size=16, shards=8)
+
+    one, _ = epochs(trainer(MLP(), 1, made()))
+    for devices in (2, 8):
+        assert epochs(trainer(MLP(), devices, made()))[0] == one
+
+
 def test_a_trainers_batches_are_those_that_its_pipeline_iterates():
     for shards in (1, 8):
         pipeline = points_of(101, True, shards)

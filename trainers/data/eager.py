@@ -58,7 +58,8 @@ class EagerBatches(Batches):
 
     def data_from(self, first: int) -> Any:
         """Returns the data of a run whose step `first` begins with batch 0."""
-        return self._held.data, self.key, self._layout.replicate(jnp.int32(first))
+        first_step = self._layout.replicate(jnp.int32(first))
+        return self._held.data, self.key, first_step, self._held.order
 
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the state of the source before batch `t`."""
@@ -91,11 +92,11 @@ class EagerBatches(Batches):
         return min(low), max(high)
 
     def _stored(self, data: Any, t: jax.Array) -> tuple[Any, ...]:
-        held, key, first = data
+        held, key, first, order = data
         t = t - first
         epoch = t // self.steps_per_epoch
         start = (t % self.steps_per_epoch).astype(jnp.uint32) * np.uint32(self.batch_size)
-        stored, positions = self._held.read(held, epoch, start, self.batch_size)
+        stored, positions = self._held.read(held, order, epoch, start, self.batch_size)
         epochs = jnp.full(self.batch_size, epoch, jnp.uint32)
         return stored, positions < np.uint32(self.length), epochs, positions, key
 

@@ -26,6 +26,7 @@ class ReplicatedRows:
     Attributes:
         columns: The source's columns, placed.
         data: The arrays among them, which `read` reads.
+        order: The source's order, which `read` reads, placed.
     """
 
     def __init__(self, source: EagerSourceBase, shards: int, layout: Layout):
@@ -33,15 +34,13 @@ class ReplicatedRows:
         if layout.mesh is not None:
             source = source.placed_on(layout.replicated)
         self.columns = source.data
+        self.data = without_host(self.columns)
         # A view's tables are data, too: closed over, they would be compiled into the program.
-        self.data = (
-            without_host(self.columns),
-            layout.replicate(jax.tree.map(jnp.asarray, self._order)),
-        )
+        self.order = layout.replicate(jax.tree.map(jnp.asarray, self._order))
         self._absent = absent_of(source.host_columns())
 
     def read(
-        self, data: Any, epoch: jax.Array, start: jax.Array, size: int
+        self, data: Any, order: Any, epoch: jax.Array, start: jax.Array, size: int
     ) -> tuple[Any, jax.Array]:
         """Returns the rows at `size` positions from `start` on, and these positions; traceable.
 
@@ -54,7 +53,7 @@ class ReplicatedRows:
             first = start + jnp.uint32(number * share)
             return gather(columns, order.window(epoch, first, share), self._absent)
 
-        rows = self._layout.each(part, data, epoch, start)
+        rows = self._layout.each(part, (data, order), epoch, start)
         return rows, start + jnp.arange(size, dtype=jnp.uint32)
 
     def in_order(self, batch: Any) -> Any:
@@ -79,7 +78,10 @@ class ShardedRows:
     Attributes:
         columns: The columns, arrays of shape `(shards, slots, ...)`, placed.
         data: The arrays among them, which `read` reads.
+        order: None: the deal is no data.
     """
+
+    order = None
 
     def __init__(self, source: EagerSourceBase, shards: int, layout: Layout):
         self._layout, self._order = layout, dataclasses.replace(source.order, shards=shards)
@@ -90,7 +92,7 @@ class ShardedRows:
         self._absent = absent_of(source.host_columns())
 
     def read(
-        self, data: Any, epoch: jax.Array, start: jax.Array, size: int
+        self, data: Any, order: Any, epoch: jax.Array, start: jax.Array, size: int
     ) -> tuple[Any, jax.Array]:
         """Returns the rows at `size` positions from `start` on, and these positions; traceable.
 
