@@ -102,6 +102,11 @@ def store(key: str, pixels: np.ndarray, damage: dict[int, str]) -> None:
                 file.write(text + len(text).to_bytes(_LENGTH, "little"))
                 file.flush()
                 os.replace(file.name, directory / key)
+                logger.info(
+                    "Decoded images (%.3g GB) are kept in %s, so that the next start only reads "
+                    "them. DATARAX_CACHE=0 turns this off, DATARAX_CACHE_BYTES limits it.",
+                    *(pixels.nbytes / 1e9, directory),
+                )
             except BaseException:
                 os.unlink(file.name)
                 raise

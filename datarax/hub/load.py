@@ -1,8 +1,9 @@
 """From a name to a `datasets` split: the Hub, its caches, packaged builders, local folders."""
 
+import functools
 import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from datarax.errors import closest, listed
 from datarax.hub import builders, cache, client, parquet, splits
 from datarax.hub.explained import explained
 from datarax.hub.private import builder_configs, keep_apart
+from datarax.hub.size import Size, size_of
 
 # Arguments of `load_dataset` that a configuration names itself, and as what.
 _FIELDS = {"path": "name", "name": "config_name", "split": "split", "data_dir": "data_dir"}
@@ -28,11 +30,13 @@ class Split:
         dataset: the rows, as `datasets` gives them.
         name: the resolved repository (`"ylecun/mnist"`), or the folder, file or builder as given.
         revision: the commit of a Hub repository that the rows are of, None for local data.
+        size: measures a stream by its files, when it is asked.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
     name: str
     revision: str | None
+    size: Callable[[], Size] = Size
 
 
 def load_split(
@@ -93,7 +97,9 @@ def load_split(
     place = Path(name).expanduser()
 
     if splits.is_saved(place):
-        return Split(splits.of_saved(place, split, streaming, kwargs), name, None)
+        saved = splits.of_saved(place, split, kwargs)
+        size = functools.partial(Size, len(saved))
+        return Split(saved.to_iterable_dataset() if streaming else saved, name, None, size)
     offline = local_files_only or _offline()
     narrower = {"columns": {"include": sorted(include or ()), "exclude": sorted(exclude or ())}}
     with explained(name), client.bounded(timeout), cache.writable(options) as prepared:
@@ -106,7 +112,8 @@ def load_split(
             builder, name, commit = builders.of_hub(name, options, revision)
         if streaming:
             parquet.narrow(builder, include, exclude)
-            return Split(splits.of_stream(builder, name, split), name, commit)
+            size = functools.partial(size_of, builder, split)
+            return Split(splits.of_stream(builder, name, split), name, commit, size)
         prepared(builder)
         if not splits.is_prepared(builder) and parquet.narrow(builder, include, exclude):
             options |= narrower

@@ -134,9 +134,7 @@ def is_saved(place: Path) -> bool:
     return (place / "state.json").is_file() or (place / "dataset_dict.json").is_file()
 
 
-def of_saved(
-    place: Path, split: str, streaming: bool, kwargs: Mapping[str, Any]
-) -> datasets.Dataset | datasets.IterableDataset:
+def of_saved(place: Path, split: str, kwargs: Mapping[str, Any]) -> datasets.Dataset:
     """Returns a split of a folder that `save_to_disk` wrote; for the arguments see `of_builder`."""
     saved: Any = datasets.load_from_disk(
         str(place),
@@ -147,13 +145,11 @@ def of_saved(
         saved = {str(saved.split or split.partition("[")[0]): saved}
     lengths = {str(key): len(rows) for key, rows in saved.items()}
     if split in lengths:  # its name may have hyphens and brackets, which are those of slices
-        rows = saved[split]
-    else:
-        _check_split(str(place), split, list(lengths))
-        slices = _check_rows(str(place), split, lengths)
-        parts = [saved[at.splitname].select(range(at.from_, at.to)) for at in slices]
-        rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-    return rows.to_iterable_dataset() if streaming else rows
+        return saved[split]
+    _check_split(str(place), split, list(lengths))
+    slices = _check_rows(str(place), split, lengths)
+    parts = [saved[at.splitname].select(range(at.from_, at.to)) for at in slices]
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
 def _splits(builder: Any) -> list[str]:

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax.hub.builders import is_local
+from datarax.hub.load import load_split
+from datarax.hub.network import patiently
+from datarax.hub.secrets import redacted
 from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
 from datarax.sources.hf_source.eager import HFEagerSource
 from datarax.sources.hf_source.streaming import HFStreamingSource
@@ -31,10 +33,11 @@ def from_hf(
 ) -> HFEagerSource | HFStreamingSource:
     """Returns a Hugging Face split as a source, eager or on demand.
 
-    Where `streaming` is None it is eager if the decoded columns, as estimated from the first rows,
-    take at most 10 % of the device's memory (of the machine's, where the device does not say).
-    Where the number of rows is not known, local files are eager and a Hub dataset is read on
-    demand. It logs which, and why.
+    Where `streaming` is None it is eager if the decoded columns take at most 10 % of the device's
+    memory (of the machine's, where the device does not say). The estimate is made before anything
+    is prepared: the first rows say how large a row is, the footers of local Parquet and Arrow files
+    or the Hub's card how many there are; of local CSV, JSON and text the files' size counts. A
+    split of unknown size is read on demand. It logs which, and why.
 
     Args:
         name: A dataset of the Hub, a local folder or a packaged builder.
@@ -52,25 +55,41 @@ def from_hf(
     fields |= {"name": name, "split": split}
     streaming, why = _choose(fields) if streaming is None else (streaming, "as asked for")
     chosen = "on demand (HFStreamingSource)" if streaming else "eager (HFEagerSource)"
-    logger.info("%s:%s is %s: %s.", name, split, chosen, why)
+    logger.info("%s:%s is %s: %s.", redacted(name), split, chosen, why)
     if streaming:
         return HFStreamingSource(HFStreamingConfig(**fields, streaming=True), rngs=rngs)
     return HFEagerSource(_config(HFEagerConfig, fields), rngs=rngs)
 
 
 def _choose(fields: dict[str, Any]) -> tuple[bool, str]:
+    """Returns whether to stream, and why; nothing is prepared to find out."""
     if "[" in fields["split"]:
         return False, "a stream has no slices"
-    local = is_local(fields["name"])
-    config = _config(HFStreamingConfig, {**fields, "shuffle": False, "on_bad_rows": "skip"})
-    stream = HFStreamingSource(dataclasses.replace(config, streaming=True))
-    if stream.length is None:
-        return not local, "its number of rows is unknown, and the data is " + (
-            "local" if local else "on the Hub"
+    config = _config(HFStreamingConfig, {**fields, "on_bad_rows": "skip"})
+    found = patiently(
+        lambda: load_split(
+            config.name,
+            config.split,
+            config_name=config.config_name,
+            data_dir=config.data_dir,
+            streaming=True,
+            download_kwargs=config.download_kwargs,
+            local_files_only=config.local_files_only,
+            timeout=config.timeout,
+            include=config.include_keys,
+            exclude=config.exclude_keys,
         )
-    needed, memory = stream.length * _row_bytes(stream), _memory()
-    share = f"{needed / 1e9:.3g} GB decoded, {needed / memory:.2g} of the memory"
-    return needed > _SHARE * memory, f"{stream.length} rows, about {share}"
+    )
+    rows, size = found.size()
+    if rows is not None:
+        keys = {"include_keys": config.include_keys, "exclude_keys": config.exclude_keys}
+        size = rows * _row_bytes(HFStreamingSource.from_dataset(found.dataset, **keys))
+    if size is None:
+        return True, "its number of rows is unknown"
+    memory = _memory()
+    counted = "" if rows is None else f"{rows} rows, "
+    share = f"{size / 1e9:.3g} GB, {size / memory:.2g} of the memory"
+    return size > _SHARE * memory, f"{counted}about {share}"
 
 
 def _config(kind: type, fields: dict[str, Any]) -> Any:
