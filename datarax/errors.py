@@ -12,7 +12,7 @@ def expect_between(name: str, value, low: int, high: int) -> None:
         raise ValueError(f"{name}={value}: expected an integer from {low} to {high}.")
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[object]) -> str:
     """Returns names for a message: quoted, in order, separated by commas."""
     return ", ".join(repr(name) for name in names)
 

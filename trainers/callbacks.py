@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from datarax.errors import expect_between
 from trainers.run import Run
@@ -39,7 +40,7 @@ def stops(callback: Callback, run: Run) -> bool:
     Raises:
         TypeError: If it returns neither True, False nor None, nor a 0, which says no.
     """
-    answer = callback(run)
+    answer: Any = callback(run)
     is_array = hasattr(answer, "dtype")
     if (is_array and answer.dtype == bool and answer.size == 1) or answer is True:
         return bool(answer)

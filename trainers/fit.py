@@ -68,8 +68,8 @@ class Fit:
                 if (status := self._ended()) is not None:
                     return status
                 self._progress.say(self._goes_on())
-            elif plan.init_from is not None:
-                agreement.together(lambda: initialize(plan.model, plan.init_from))
+            elif (path := plan.init_from) is not None:
+                agreement.together(lambda: initialize(plan.model, path))
                 self.state = program.initial_state(plan)
             if not self._signals.asked():
                 with self.clock.spent("compiling"):

@@ -143,7 +143,7 @@ def _checkpoint(workdir, step, write):
     store = Store(directory) if directory.exists() else None
     steps = store.steps() if store is not None else []
     wanted = steps[-1] if step == "best" and steps else step
-    if not steps or wanted not in (None, *steps):
+    if store is None or not steps or wanted not in (None, *steps):
         which = "checkpoint" if step in (None, "best") else f"checkpoint of step {step}"
         if steps:
             write = f"write load(workdir, step={steps[-1]})"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
 import huggingface_hub
 
 from datarax.errors import closest, listed

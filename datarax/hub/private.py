@@ -41,7 +41,8 @@ COMMON = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".
 def builder_configs() -> list[type[datasets.BuilderConfig]]:
     """Returns the configurations of all packaged builders: their fields are keyword arguments."""
     modules = (module for module, _ in _PACKAGED_DATASETS_MODULES.values())
-    return [import_main_class(module).BUILDER_CONFIG_CLASS for module in modules]
+    builders = (import_main_class(module) for module in modules)
+    return [builder.BUILDER_CONFIG_CLASS for builder in builders if builder is not None]
 
 
 def module_of(files: DataFilesDict) -> tuple[str, dict[str, Any]]:
@@ -79,12 +80,13 @@ def file_being_read(error: BaseException) -> str | None:
     No error of theirs says it: the file is a variable of the method that reads.
     """
     found, seen = None, set()
-    while found is None and error is not None and id(error) not in seen:
-        seen.add(id(error))
-        for frame, _ in traceback.walk_tb(error.__traceback__):
+    cause: BaseException | None = error
+    while found is None and cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
             if frame.f_globals.get("__name__", "").startswith("datasets.packaged_modules."):
                 found = frame.f_locals.get("file") or found
-        error = error.__cause__ or error.__context__
+        cause = cause.__cause__ or cause.__context__
     return str(found).rpartition("::")[2] if found else None
 
 

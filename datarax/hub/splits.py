@@ -87,10 +87,11 @@ def _say(name: str, split: str, claimed: int, counted: int) -> None:
 
 
 def _prepare_to_read(builder: Any, name: str) -> None:
-    files = getattr(builder.config, "data_files", None)
-    if files is not None and not any(files.values()):
+    given = getattr(builder.config, "data_files", None)
+    files = given or {}
+    if given is not None and not any(files.values()):
         raise FileNotFoundError(f"{name!r}: no file is where data_files says. Mend its path.")
-    for file in itertools.chain.from_iterable((files or {}).values()):
+    for file in itertools.chain.from_iterable(files.values()):
         package = _UNPACKED_BY.get(os.path.splitext(file)[1].lower())
         if package and importlib.util.find_spec(package) is None:
             raise ImportError(f"Reading {redacted(file)} needs a package: pip install {package}")

@@ -78,7 +78,7 @@ def initialize(
         "Is process 0 running, is its address right, does a firewall let the port through, "
         "and were as many processes started as num_processes says?"
     )
-    if None not in (address, count, index) and 0 < index < count:
+    if address is not None and count is not None and index is not None and 0 < index < count:
         _reach(address, timeout, lost)
     # Where it waits for longer, JAX ends the process without a word of all this.
     speaks = threading.Timer(timeout, logger.error, [lost])

@@ -33,14 +33,14 @@ class Layout:
     def __init__(
         self, mesh: Mesh | None = None, data_axis: str | tuple = "data", rule: Rule = "replicate"
     ):
-        axes = (data_axis,) if isinstance(data_axis, str) else tuple(data_axis)
+        axes: tuple[str, ...] = (data_axis,) if isinstance(data_axis, str) else tuple(data_axis)
         if not (rule in ("replicate", FSDP) or callable(rule)):
             raise ValueError(
                 f'sharding={rule!r}: expected "replicate", "fsdp" or a function (path, shape) -> '
                 "jax.sharding.PartitionSpec."
             )
         if mesh is None and jax.device_count() > 1:
-            if len(axes) > 1:
+            if axes[1:]:
                 raise ValueError(
                     f"data_axis={axes} names several axes: give the mesh that has them."
                 )
@@ -89,7 +89,8 @@ class Layout:
         if self.mesh is None or jax.process_count() == 1:
             return 0, 1
         rows: dict[int, set[int]] = {}
-        for device, (part,) in self.batch_sharding().devices_indices_map((size,)).items():
+        spread = NamedSharding(self.mesh, PartitionSpec(self.axes))
+        for device, (part,) in spread.devices_indices_map((size,)).items():
             rows.setdefault(device.process_index, set()).update(range(size)[part])
         shares = sorted({tuple(sorted(own)) for own in rows.values()})
         equal = len({len(share) for share in shares}) == 1
@@ -159,9 +160,8 @@ class Layout:
 
     def replicate(self, tree: Any) -> Any:
         """Returns arrays, the same on every process, whole on every device."""
-        if self.mesh is None:
-            return tree
-        return jax.tree.map(lambda x: placed(x, self.replicated), tree)
+        sharding = self.replicated
+        return tree if sharding is None else jax.tree.map(lambda x: placed(x, sharding), tree)
 
     def shardings(self, tree: Any) -> Any:
         """Returns where arrays are, for a program that returns them there; None on one device."""

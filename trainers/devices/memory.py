@@ -56,7 +56,7 @@ def expect_data_fits(pipeline: Pipeline, devices: int) -> None:
     data, there = sum(rows.values()) * len(source) // (devices if spread else 1), limit()
     if data <= there:
         return
-    largest = max(rows, key=rows.get)
+    largest = max(rows, key=rows.__getitem__)
     each, more = (f" on each of {devices} devices", " more") if spread else ("", "")
     raise MemoryError(
         f"The data takes {size(data)} as arrays{each}, the memory has {size(there)}. Column "
@@ -117,5 +117,5 @@ def expect_fits(program: jax.stages.Compiled, state, data) -> None:
     }
     raise MemoryError(
         f"A train step takes {size(need)} of a device's memory, which has {size(there)}: {each}. "
-        f"{ways[max(parts, key=parts.get)]}."
+        f"{ways[max(parts, key=parts.__getitem__)]}."
     )

@@ -22,15 +22,17 @@ class Profile:
     def __init__(self, steps: tuple[int, int] | None, workdir: epath.Path | None):
         self._traces = jax.process_index() == 0  # the others do the same
         self._begin, self._end = bounds(steps)
-        self._workdir = workdir
+        self._directory = None if workdir is None else workdir / "profile"
         self._runs = False
 
     def begin(self, step: int) -> None:
         """Begins tracing if it is time to, after `step` finished steps."""
-        if not self._traces or self._runs or not self._begin <= step < self._end:
+        if self._directory is None or not self._traces or self._runs:
+            return
+        if not self._begin <= step < self._end:
             return
         try:
-            jax.profiler.start_trace(os.fspath(self._workdir / "profile"))
+            jax.profiler.start_trace(os.fspath(self._directory))
             self._runs = True
         except RuntimeError as error:  # somebody else is tracing
             logger.warning("There is no profile: %s. Training goes on.", error)
@@ -46,7 +48,7 @@ class Profile:
         if self._runs:
             self._runs = False
             jax.profiler.stop_trace()
-            logger.info("The profile is in %s.", self._workdir / "profile")
+            logger.info("The profile is in %s.", self._directory)
 
 
 def bounds(steps: tuple[int, int] | None) -> tuple[int, int]:

@@ -88,7 +88,7 @@ class Progress:
             parts.pop()  # all of them are in the history, and in metrics.jsonl
         self.say("  ".join([place, *parts, rate]).rstrip())
 
-    def _is_due(self, step: int, values: Mapping[str, float]) -> bool:
+    def _is_due(self, step: float, values: Mapping[str, float]) -> bool:
         """Returns whether a line is due, and notes that it is written."""
         now = time.perf_counter()
         evaluated = any(name.startswith("eval/") for name in values)
@@ -101,7 +101,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def _rate(self, step: int) -> str:
+    def _rate(self, step: float) -> str:
         finished = step - self._first
         if not finished:
             return ""

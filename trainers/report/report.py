@@ -82,7 +82,7 @@ class Report:
         values = {}
         for name, value in run.metrics.items():
             values[name] = _value(name, value)
-        if best is not None:
+        if best is not None and plan.checkpoint.best is not None:
             name = plan.checkpoint.best[0]
             values[f"best {name}, step {best[0]:,}"] = _value(name, best[1])
         if self._rates:

@@ -1,6 +1,6 @@
 """Metrics: what the trainer reports where the caller names none."""
 
-import flax
+import flax.struct
 import jax.numpy as jnp
 from clu import metrics as clu
 
@@ -25,4 +25,4 @@ def _agreement(logits, labels, **_):
 class MultiLabel(clu.Collection):
     """Fraction of right yes-or-no decisions."""
 
-    accuracy: clu.Average.from_fun(_agreement)
+    accuracy: clu.Average.from_fun(_agreement)  # pyright: ignore[reportInvalidTypeForm]

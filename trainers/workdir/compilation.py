@@ -28,7 +28,7 @@ def cached(workdir: epath.Path) -> Iterator[None]:
     Args:
         workdir: The run's directory.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.read("jax_compilation_cache_dir"):
         yield
         return
     directory = workdir / "compilation"

@@ -249,7 +249,7 @@ class Store:
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
-    def _restored(self, step, items):
+    def _restored(self, step: int, items: Callable[[], Any]) -> Any:
         found = caught = None
         try:
             found = self._reader.restore(self._path(step), args=items())
