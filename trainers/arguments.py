@@ -12,6 +12,7 @@ from clu import metrics as clu
 from flax import nnx
 
 from datarax.errors import expect_between
+from trainers.step.average import Average
 
 _MOST = 2**31 - 1
 
@@ -139,11 +140,14 @@ def _metrics(name: str, value: Any) -> type[clu.Collection] | None:
     return value
 
 
-def _ema(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
+def _ema(name: str, value: Any) -> Average | None:
+    if value is None or callable(value):
+        return value
     if not (hasattr(value, "__float__") and 0 < value < 1):
-        raise ValueError(f"{name}={value!r}: expected a number between 0 and 1, such as ema=0.999.")
+        raise ValueError(
+            f"{name}={value!r}: expected a number between 0 and 1, such as ema=0.999, or a "
+            "function (optimizer's state, parameters) -> parameters."
+        )
     return float(value)
 
 

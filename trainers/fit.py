@@ -47,7 +47,7 @@ class Fit:
     def __init__(self, plan: Plan):
         self.plan = plan
         self.state = program.initial_state(plan)
-        self.run = Run(plan.steps, self._model)
+        self.run = Run(plan.steps, self._model, lambda: as_carry(self.state.optimizer))
         self.clock = Clock()
         self._signals = Signals()
         self._checkpointer = Checkpointer(plan)

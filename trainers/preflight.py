@@ -11,6 +11,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from trainers.devices import agreement, memory, private
+from trainers.devices.variables import nested
 from trainers.loop import program
 from trainers.loop.clock import Pace
 from trainers.loop.plan import Plan
@@ -111,7 +112,7 @@ def preflight(plan: Plan) -> Preflight:
 
 def overview(model: nnx.Module) -> str:
     """Returns a table of a model's parameters, with their number and bytes."""
-    parameters = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    parameters = nested(nnx.state(model, nnx.Param))
     return parameter_overview.get_parameter_overview(parameters, include_stats=False)
 
 

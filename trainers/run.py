@@ -26,7 +26,9 @@ class Run:
         data_start: The step that began with batch 0: 0, unless the data was restarted.
     """
 
-    def __init__(self, steps: int, model: Callable[[], nnx.Module]):
+    def __init__(
+        self, steps: int, model: Callable[[], nnx.Module], optimizer_state: Callable[[], Any]
+    ):
         self.step = 0
         self.steps = steps
         self.epoch = 0.0
@@ -35,7 +37,7 @@ class Run:
         self.stopped = False
         self.status: Status | None = None
         self.data_start = 0
-        self._model = model
+        self._model, self._optimizer_state = model, optimizer_state
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -60,6 +62,13 @@ class Run:
     def model(self) -> nnx.Module:
         """Returns a copy of the model as it is at this step, in evaluation mode."""
         return self._model()
+
+    def optimizer_state(self) -> Any:
+        """Returns a copy of the optimizer's state at this step, as `optimizer.init` structures it.
+
+        An injected rate is `run.optimizer_state().hyperparams["learning_rate"]`.
+        """
+        return self._optimizer_state()
 
     def settle(self) -> None:
         """Makes what callbacks added to the last row of the history plain numbers, to be saved.

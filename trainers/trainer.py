@@ -1,8 +1,7 @@
 """The trainer: `Trainer(model, source).fit()`."""
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,28 +11,26 @@ from clu import metrics as clu
 from flax import nnx
 from jax.sharding import Mesh
 
-from datarax import Pipeline
-from datarax.errors import listed
 from trainers.arguments import Checkpoints, checked, integer
 from trainers.callbacks import Callback
 from trainers.data.adapt import as_batches, as_pipeline
-from trainers.data.batches import Batches
 from trainers.devices import agreement, memory
 from trainers.devices.arrays import as_carry
-from trainers.devices.layout import Layout
+from trainers.devices.layout import Layout, outside_mesh
 from trainers.devices.placement import Rule
 from trainers.fit import Fit
-from trainers.loop.evaluation import Evaluator, predict
-from trainers.loop.plan import Plan, identity, variables
+from trainers.loop.inference import Inference, Model, dealt, identity
+from trainers.loop.plan import Plan, variables
 from trainers.preflight import Preflight, preflight
 from trainers.run import Result
+from trainers.step.average import Average, of, replaced
 from trainers.step.model import expect_trainable, split
-from trainers.step.objective import Objective
+from trainers.step.optimizer import plain
 from trainers.step.state import State
 from trainers.step.step import Update
-from trainers.task import task as tasks
-from trainers.task.inputs import Inputs
-from trainers.task.metrics import Empty
+from trainers.task.own import OwnLoss
+from trainers.task.task import infer
+from trainers.weights import initialize
 from trainers.workdir.store import absolute
 from trainers.writers import Writer
 
@@ -56,15 +53,21 @@ class Trainer:
             value first: `jnp.where(weight > 0, target, 0)`. None: inferred from the features.
         optimizer: An optax transformation; None: `optax.adamw(1e-3)`.
         metrics: A `clu.metrics.Collection` class, given `**outputs, loss, labels, mask`. None:
-            inferred with the loss, and only the loss where that is given.
+            inferred with the loss; beside an own loss, accuracy where that returns `logits` and
+            integer `labels`, else only the loss.
         eval_source: What to evaluate on: one source, or a dict of them by name.
         batch_size: Records in a step; None: the Pipeline's, else 128.
         steps: Number of steps.
         epochs: Number of epochs; at most one of the two, neither means one epoch.
         accumulate: Number of slices in which a step's batch is computed, to save memory.
-        ema: Decay of a moving average of the parameters, such as 0.999; evaluation uses it.
-        precision: Dtype of the computation, `jnp.bfloat16`, in evaluation too; parameters, their
-            updates, statistics, labels and sums stay `float32`.
+        ema: Decay of a moving average of the parameters, such as 0.999, or a function `(optimizer's
+            state, parameters) -> parameters` of an optimizer that has one itself, such as
+            `optax.contrib.schedule_free_eval_params`. Evaluation, the best checkpoint, `predict`,
+            `load` and `init_from` use the average. It is `float32`, holds BatchNorm's statistics,
+            and its decay begins low: `min(decay, (1 + t) / (10 + t))`.
+        precision: Dtype in which the model computes, `jnp.bfloat16`, in evaluation too. What it is
+            called with is lowered, what it returns is raised; parameters, their updates,
+            statistics, columns, losses and sums stay `float32`.
         wrt: Filter of the variables to train; the others stay as they are.
         log_every: Steps between two logs; the last step is always logged.
         eval_every: Steps between two evaluations; None: once an epoch. The last step is always
@@ -94,6 +97,8 @@ class Trainer:
         writers: Further objects with the interface of clu's metric writers.
         profile: `(first, last)`: a JAX trace of these steps, counted from 1, is written under the
             workdir.
+        log_gradient_norm: Whether to log `train/gradient_norm`, its mean over the steps since the
+            last log: the norm of the gradient before the optimizer changes it.
         seed: Seed of what the trainer itself draws: the keys of the stages' random numbers, where
             the source is no `Pipeline`, which has its own.
 
@@ -118,6 +123,7 @@ class Trainer:
         'finished'
     """
 
+    @outside_mesh
     def __init__(
         self,
         model: nnx.Module,
@@ -131,7 +137,7 @@ class Trainer:
         steps: int | None = None,
         epochs: int | None = None,
         accumulate: int = 1,
-        ema: float | None = None,
+        ema: Average | None = None,
         precision: Any = None,
         wrt: Any = nnx.Param,
         log_every: int = 100,
@@ -147,6 +153,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         writers: Sequence[Writer] | None = None,
         profile: tuple[int, int] | None = None,
+        log_gradient_norm: bool = False,
         seed: int = 0,
     ):
         given = checked(
@@ -182,7 +189,7 @@ class Trainer:
                 f"accumulate={accumulate} does not divide batch_size={self.batch_size}: each slice "
                 "has the same number of records."
             )
-        layout.expect_batch(self.batch_size, given.accumulate, _dealt(self.pipeline))
+        layout.expect_batch(self.batch_size, given.accumulate, dealt(self.pipeline))
         agreement.expect_same(identity(self.pipeline))
         agreement.together(lambda: memory.expect_data_fits(self.pipeline, layout.parts))
         self._batches = agreement.together(lambda: as_batches(self.pipeline, layout))
@@ -195,16 +202,24 @@ class Trainer:
             )
         self.steps = integer("steps", given.steps or (given.epochs or 1) * self.steps_per_epoch)
         self._ema: nnx.State | None = None
-        self._task, self._objective = self._infer(loss, metrics, precision)
+        self._fit: Fit | None = None  # the run that goes on
+        self._has_begun = False
+        if loss is None:
+            self._task = infer(model, self._batches, metrics, precision)
+        else:
+            self._task = OwnLoss(loss, self._batches, metrics, precision)
         expect_trainable(model, wrt)
+        self._inference = Inference(self._task, self.pipeline, layout)
         self._plan = Plan(
             model=model,
             pipeline=self.pipeline,
             batches=self._batches,
             layout=layout,
-            objective=self._objective_on(self._batches),
-            update=Update(given.optimizer, wrt, given.accumulate, given.ema),
-            evaluators=self._evaluators_of(eval_source),
+            objective=self._task.objective(self._batches, seed=given.seed),
+            update=Update(
+                plain(given.optimizer), wrt, given.accumulate, given.ema, log_gradient_norm
+            ),
+            evaluators=self._inference.evaluators(eval_source),
             steps=self.steps,
             log_every=given.log_every,
             eval_every=given.eval_every or self.steps_per_epoch or self.steps,
@@ -217,41 +232,7 @@ class Trainer:
             profile=given.profile,
         )
 
-    def _infer(self, loss, metrics, precision) -> tuple[tasks.Task | None, Objective]:
-        if loss is None:
-            task = tasks.infer(self.model, self._batches, precision)
-            return task, Objective(task.loss, metrics or task.metrics, task.label, precision)
-        found = tasks.labels(self._batches.features, self._batches.spec)
-        label = found[0] if len(found) == 1 else None
-        return None, Objective(loss, metrics or Empty, label, precision)
-
-    def _objective_on(self, batches: Batches) -> Objective:
-        """Returns the objective, which raises where the source's labels do not fit the logits."""
-        task = self._task
-        if task is None:
-            return self._objective
-        for name in task.columns:
-            if name in batches.host:
-                raise batches.host[name].error()
-            if name not in batches.spec:
-                raise ValueError(
-                    f"There is no column {name!r}, which the training source has: there are "
-                    f"{listed(batches.spec)}. Rename a column, or leave the source out."
-                )
-        extent = None if task.classes is None else batches.extent(task.classes)
-        if extent is None:
-            return self._objective
-        loss = tasks.bounded(self._objective.loss, task.classes, extent)
-        return dataclasses.replace(self._objective, loss=loss)
-
-    def _evaluators_of(self, source: Any) -> dict[str, Evaluator]:
-        evaluators, sources = {}, _named(source)
-        agreement.expect_same({"the names of what to evaluate on": list(sources)})
-        for name, one in sources.items():
-            batches = self._stored(one)
-            evaluators[name] = Evaluator(batches, self._objective_on(batches), self._layout)
-        return evaluators
-
+    @outside_mesh
     def preflight(self) -> Preflight:
         """Returns parameters, memory, FLOPs and time of the run, before its first step; `print` it.
 
@@ -265,6 +246,7 @@ class Trainer:
 
     # --- fit -------------------------------------------------------------------------------------
 
+    @outside_mesh
     def fit(self) -> Result:
         """Trains the model in place, from batch 0 or the workdir's newest checkpoint on.
 
@@ -279,10 +261,12 @@ class Trainer:
             OSError: If the workdir cannot be written; at the end, if the last checkpoint cannot
                 be: the model is trained all the same. In between, that is a warning.
         """
-        fit = Fit(self._plan)
+        fit = self._fit = Fit(self._plan)
+        self._has_begun = True
         try:
             status = fit()
         finally:
+            self._fit = None
             self._keep(fit.state)
         run = fit.run
         best = run.best(self._plan.checkpoint.best)
@@ -292,18 +276,19 @@ class Trainer:
     def _keep(self, state: State) -> None:
         """Puts a state's variables into the model, unless an exception took them with it."""
         if not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
-            params, rest, self._ema = self._layout.unplaced((state.params, state.rest, state.ema))
+            average = of(state, self._plan.update.ema)
+            params, rest, self._ema = self._layout.unplaced((state.params, state.rest, average))
             nnx.update(self.model, params, rest)
 
     def _averaged(self) -> nnx.Module | None:
         if self._ema is None:
             return None
-        model = nnx.clone(self.model)
-        nnx.update(model, self._ema)
-        return model
+        definition, params, rest = nnx.split(self.model, self._plan.update.wrt, ...)
+        return nnx.merge(definition, *replaced(self._ema, params, rest), copy=True)
 
     # --- evaluation ------------------------------------------------------------------------------
 
+    @outside_mesh
     def evaluate(self, source: Any = None) -> dict[str, float]:
         """Returns the loss and the metrics of the model over every record of a source.
 
@@ -317,48 +302,32 @@ class Trainer:
         Raises:
             ValueError: If there is no source.
         """
-        evaluators = self._evaluators_of(source)  # on every process, so that a missing one shows
+        evaluators = self._inference.evaluators(source)  # on every process: a missing one shows
         if source is None:
             evaluators = self._plan.evaluators
         if not evaluators:
             raise ValueError("There is nothing to evaluate on: write evaluate(source).")
-        model, values = self._evaluated(), {}
-        for name, evaluator in evaluators.items():
-            prefix = f"{name}/" if name else ""
-            values |= {f"{prefix}{key}": value for key, value in evaluator(*model).items()}
-        return values
+        return self._inference.evaluate(evaluators, self._evaluated())
 
-    def predict(self, source: Any) -> Any:
+    @outside_mesh
+    def predict(self, source: Any, fn: Callable[[nnx.Module, dict], Any] | None = None) -> Any:
         """Returns the model's outputs for every record of a source, in stored order.
 
         Args:
-            source: A source, a `Pipeline` or a `datasets.Dataset`; it needs no label.
+            source: A source, a `Pipeline` or a `datasets.Dataset`; it needs no label, but for a
+                loss that reads it.
+            fn: `(model, batch) -> outputs`, arrays of shape `(batch, ...)`; None: the model's where
+                the loss is inferred, else what the loss returns beside the losses, without weights.
 
         Returns:
-            NumPy arrays of shape `(len(source), ...)`, structured as the model returns them.
+            NumPy arrays of shape `(len(source), ...)`, structured as the outputs are.
+
+        Raises:
+            ValueError: If the loss returns no outputs, or reads a column that the source lacks.
         """
-        batches = self._stored(source)
-        label = self._objective.label or next((n for n in tasks.LABELS if n in batches.spec), None)
-        precision = self._objective.precision
-        call = Inputs(self.model, batches, label, precision)
-        return predict(batches, self._layout, call, *self._evaluated(), precision)
+        return self._inference.predict(source, fn, self._evaluated())
 
-    def _stored(self, source: Any) -> Batches:
-        """Returns batches of a source in stored order, dealt to shards as the training data is."""
-
-        def stored() -> Pipeline:
-            pipeline, shards = source, self.pipeline.shards
-            if not isinstance(source, Pipeline):
-                pipeline = as_pipeline(source, self.batch_size)
-                if shards <= (pipeline.source.length or 0):
-                    pipeline = as_pipeline(pipeline.source, self.batch_size, shards=shards)
-            self._layout.expect_batch(pipeline.batch_size, 1, _dealt(pipeline))
-            return pipeline
-
-        pipeline = agreement.together(stored)
-        agreement.expect_same(identity(pipeline))
-        return agreement.together(lambda: as_batches(pipeline, self._layout, stored_order=True))
-
+    @outside_mesh
     def batch_at(self, t: int) -> dict[str, np.ndarray]:
         """Returns batch `t` as step `t + 1` sees it, without the records that only fill it up.
 
@@ -377,22 +346,15 @@ class Trainer:
             batch, valid = self._batches.in_order(found[:2])
         return jax.tree.map(lambda x: x[valid], dict(batch))
 
-    def _evaluated(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-        """Returns the model in evaluation mode: graph, parameters or their average, the rest."""
+    def _evaluated(self) -> Model:
+        """Returns the model in evaluation mode; in a callback, it is the run's."""
+        if self._fit is not None:
+            return self._fit.evaluated()
         if jax.process_count() > 1:
             agreement.expect_same({"the model's parameters": variables(self.model)})
+        if self._plan.init_from is not None and not self._has_begun:
+            agreement.together(lambda: initialize(self.model, self._plan.init_from))
+            self._has_begun = True
         definition, params, rest = split(self.model, self._plan.update.wrt, training=False)
-        params = params if self._ema is None else self._ema
+        params, rest = replaced(self._ema, params, rest)
         return definition, *as_carry(self._layout.placement.model(params, rest))
-
-
-def _dealt(pipeline: Pipeline) -> int:
-    """Returns to how many shards the rows on the devices are dealt; a stream's are not."""
-    return 1 if pipeline.is_stream else pipeline.shards
-
-
-def _named(source: Any) -> dict[str, Any]:
-    """Returns sources by name; a single one has the empty name."""
-    if source is None:
-        return {}
-    return dict(source) if isinstance(source, Mapping) else {"": source}

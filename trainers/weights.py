@@ -10,12 +10,12 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from datarax.columns.nested import nested
 from datarax.errors import listed
 from trainers.devices import agreement
-from trainers.devices.arrays import with_keys, without_keys
-from trainers.devices.checksum import dotted
+from trainers.devices.arrays import is_key, without_keys
 from trainers.devices.private import all_gather
+from trainers.devices.variables import named, with_leaves, without_value
+from trainers.workdir import items
 from trainers.workdir.store import BEST, CHECKPOINTS, DamagedError, Store, absolute
 
 logger = logging.getLogger(__name__)
@@ -26,14 +26,18 @@ def load(
     model: nnx.Module | None = None,
     *,
     step: int | Literal["best"] | None = None,
+    average: bool = True,
 ) -> Any:
     """Loads the model that a run saved.
 
     Args:
         workdir: The run's directory, or a safetensors file.
-        model: A model of the same structure; its variables are set in place.
+        model: A model of the same structure, or one of `nnx.eval_shape`; its variables are set in
+            place.
         step: The checkpoint to load, or `"best"` for the one that `Checkpoints(best=)` kept; None:
             the newest that is whole.
+        average: Whether to load the average of a run with `ema=`, which it was evaluated by; False:
+            the parameters that the optimizer went on with.
 
     Returns:
         `model`, or where that is None the variables as a nested dict of NumPy arrays.
@@ -47,13 +51,14 @@ def load(
         >>> model = load("runs/mnist", CNN(28, rngs=nnx.Rngs(0)))  # doctest: +SKIP
     """
     path = absolute(workdir)
-    found = _read(path, step, "write load(workdir), with the workdir that the Trainer was given")
+    write = "write load(workdir), with the workdir that the Trainer was given"
+    given = _read(path, step, average, write)
     if model is None:
-        return found
-    own = _flat(without_keys(nnx.to_pure_dict(nnx.state(model))))
-    given = _flat(found)
+        return _nested(given)
+    own = named(without_keys(nnx.state(model)))
     # A safetensors file holds parameters alone: what it lacks stays as it is.
     missing = set() if _is_safetensors(path) else own.keys() - given.keys()
+    missing = {name for name in missing if np.size(own[name]) > 0}  # no file holds nothing
     different = missing | (given.keys() - own.keys()) | _reshaped(own, given)
     if different:
         raise ValueError(
@@ -78,10 +83,10 @@ def initialize(model: nnx.Module, path: epath.PathLike) -> None:
         ValueError: If they share no variable, or a shared one has another shape.
     """
     path = absolute(path)
-    state = nnx.state(model, nnx.Not(nnx.RngState))
     write = "write init_from=workdir, with the workdir that the other run's Trainer was given"
-    own, given = _flat(nnx.to_pure_dict(state)), _flat(_read(path, None, write))
-    streams = _flat(without_keys(nnx.to_pure_dict(nnx.state(model, nnx.RngState))))
+    given = _read(path, None, True, write)
+    own = named(without_keys(nnx.state(model, nnx.Not(nnx.RngState))))
+    streams = named(without_keys(nnx.state(model, nnx.RngState)))
     reshaped = _reshaped(own, given)
     if reshaped or not own.keys() & given.keys():
         name = min(reshaped, default="its names")
@@ -96,7 +101,13 @@ def initialize(model: nnx.Module, path: epath.PathLike) -> None:
     for what, names in left.items():
         if names:
             logger.warning("%s: %s %s.", os.fspath(path), what, listed(sorted(names)[:5]))
-    _fill(model, {name: given[name] for name in own.keys() & given.keys()})
+    empty = without_value(nnx.state(model))  # such a random stream begins where the other ended
+    _fill(model, {name: x for name, x in given.items() if name in own or name in empty})
+    if empty := without_value(nnx.state(model)):
+        raise ValueError(
+            f"{listed(empty[:5])} of the model have no value, as nnx.eval_shape makes them, and "
+            f"init_from={os.fspath(path)!r} has none: build the model itself."
+        )
 
 
 def export(model: nnx.Module, path: epath.PathLike) -> None:
@@ -111,7 +122,7 @@ def export(model: nnx.Module, path: epath.PathLike) -> None:
     Raises:
         ImportError: If `safetensors` is not installed.
     """
-    library, flat = _library(), _flat(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    library, flat = _library(), named(nnx.state(model, nnx.Param))
     gathered = {name: np.ascontiguousarray(_gathered(value)) for name, value in flat.items()}
 
     def write() -> None:
@@ -134,11 +145,16 @@ def _is_spread(array) -> bool:
     return is_jax and not (array.is_fully_addressable or array.is_fully_replicated)
 
 
-def _read(path, step, write):
-    return _safetensors(path) if _is_safetensors(path) else _checkpoint(path, step, write)
+def _read(
+    path: epath.Path, step: int | str | None, average: bool, write: str
+) -> dict[str, np.ndarray]:
+    """Returns variables by name, PRNG keys as the words they are made of."""
+    return _safetensors(path) if _is_safetensors(path) else _checkpoint(path, step, average, write)
 
 
-def _checkpoint(workdir, step, write):
+def _checkpoint(
+    workdir: epath.Path, step: int | str | None, average: bool, write: str
+) -> dict[str, np.ndarray]:
     directory = workdir / (BEST if step == "best" else CHECKPOINTS)
     store = Store(directory) if directory.exists() else None
     steps = store.steps() if store is not None else []
@@ -151,11 +167,14 @@ def _checkpoint(workdir, step, write):
             f"There is no {which} in {os.fspath(directory)}, which has the steps {steps}: {write}."
         )
 
-    def read(step):
-        return store.restore(step, {"model": None}, store.read(step)[1])["model"]
+    def read(step: int) -> dict[str, Any]:
+        run = store.read(step)[1]
+        has_average = average and any(name.startswith(items.AVERAGE) for name in run["arrays"])
+        wanted = ("model", "training") if has_average else ("model",)
+        return items.model_of(store.restore(step, dict.fromkeys(wanted), run))
 
     try:
-        found = store.newest(read) if wanted is None else read(wanted)
+        found = store.newest(read) if wanted is None else read(int(wanted))
         return jax.tree.map(np.asarray, found)
     except DamagedError as error:
         raise RuntimeError(
@@ -166,34 +185,47 @@ def _checkpoint(workdir, step, write):
         store.close()
 
 
-def _fill(model, given):
-    state = nnx.state(model)
-    own = nnx.to_pure_dict(state)
-    filled = jax.tree_util.tree_map_with_path(
-        lambda path, own: jnp.asarray(given.get(dotted(path), own), jnp.asarray(own).dtype),
-        without_keys(own),
-    )
-    nnx.replace_by_pure_dict(state, with_keys(filled, own))
-    nnx.update(model, state)
+def _fill(model: nnx.Module, given: dict[str, np.ndarray]) -> None:
+    """Sets a model's variables to those that are given by name; the others stay."""
+
+    def one(name: str, own: Any) -> Any:
+        if name not in given:
+            return own
+        if is_key(own):
+            return jax.random.wrap_key_data(jnp.asarray(given[name]), impl=own.dtype)
+        return jnp.asarray(given[name], jnp.result_type(own))
+
+    nnx.update(model, with_leaves(nnx.state(model), one))
 
 
-def _reshaped(own, given):
+def _reshaped(own: dict[str, Any], given: dict[str, np.ndarray]) -> set[str]:
     return {n for n in own.keys() & given.keys() if np.shape(own[n]) != given[n].shape}
 
 
-def _is_safetensors(path):
+def _nested(given: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns variables by the parts of their names."""
+    whole: dict[str, Any] = {}
+    for name, value in given.items():
+        *parents, last = name.split(".")
+        inner = whole
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return whole
+
+
+def _is_safetensors(path: epath.Path) -> bool:
     return path.suffix == ".safetensors"
 
 
-def _safetensors(path):
-    flat = {
+def _safetensors(path: epath.Path) -> dict[str, np.ndarray]:
+    return {
         name: np.frombuffer(tensor["data"], _dtype(tensor["dtype"])).reshape(tensor["shape"])
         for name, tensor in _library().deserialize(path.read_bytes())
     }
-    return nested((tuple(name.split(".")), value) for name, value in flat.items())
 
 
-def _dtype(name):
+def _dtype(name: str) -> np.dtype:
     """Returns the dtype that safetensors calls `F32`, `BF16`, `F8_E4M3`, `I64`, `BOOL`..."""
     special = {"BOOL": "bool", "C64": "complex64", "BF16": "bfloat16"}
     special |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
@@ -201,13 +233,9 @@ def _dtype(name):
     return jnp.dtype(special.get(name) or kinds[name[0]] + name[1:])
 
 
-def _library():
+def _library() -> Any:
     try:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError("safetensors files need `pip install datarax[safetensors]`") from error
     return safetensors
-
-
-def _flat(tree) -> dict[str, Any]:
-    return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -64,8 +64,10 @@ def test_a_run_goes_on_with_the_same_records_on_other_devices(tmp_path, shards, 
     assert_close(result.model, expected.model, rtol=1e-3, atol=1e-4)
     assert_close(result.ema, expected.ema, rtol=1e-3, atol=1e-4)
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, STEPS + 1))
-    found = load(tmp_path, Diary(MLP(), STEPS, SIZE))
+    found = load(tmp_path, Diary(MLP(), STEPS, SIZE), average=False)
     assert_same(found, jax.tree.map(np.asarray, result.model))
+    found = load(tmp_path, Diary(MLP(), STEPS, SIZE))
+    assert_same(found, jax.tree.map(np.asarray, result.ema))
 
 
 @pytest.mark.parametrize("sharding", [pytest.param("replicate", marks=pytest.mark.slow), "fsdp"])

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from tests.support.devices import losses, mesh, trainer
-from tests.support.models import MLP, Normed, memory, points
+from tests.support.models import MLP, Normed, called, memory, points
 from tests.support.runs import said
 from trainers.devices import memory as memory_of
 from trainers.devices.layout import Layout
@@ -101,7 +101,7 @@ def test_a_device_holds_its_share_of_parameters_and_optimizer(caplog):
         "out.bias (3,) cannot be spread evenly over 8 devices: each holds it whole."
     ]
     one.fit()
-    one.predict(memory(points(9)))
+    one.predict(memory(points(9)), called)
     assert said(caplog, "trainers.devices.placement") == warnings  # once
 
 
@@ -132,7 +132,9 @@ def test_a_fully_sharded_model_evaluates_predicts_and_computes_afterwards():
     one = trainer(Wide(), 8, sharding="fsdp", eval_source=source, eval_every=10)
     plain, result = expected.fit(), one.fit()
     assert result.metrics["eval/loss"] == pytest.approx(expected.evaluate(source)["loss"], rel=1e-5)
-    np.testing.assert_allclose(one.predict(source), expected.predict(source), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        one.predict(source, called), expected.predict(source, called), rtol=1e-4, atol=1e-5
+    )
     x = points(8)["x"]
     np.testing.assert_allclose(result.model(x), plain.model(x), rtol=1e-4, atol=1e-5)
     again = one.fit()  # from where the model lies
@@ -306,7 +308,7 @@ def test_any_devices_in_any_order_will_do(replicated, shards, sharding):
     _ = source.data  # which is on the first
     one = trainer(Wide(), where, source, shards=shards, sharding=sharding)
     np.testing.assert_allclose(losses(one.fit()), replicated[shards], rtol=1e-5)
-    assert one.predict(source).shape == (101, 3)
+    assert one.predict(source, called).shape == (101, 3)
     assert one.evaluate(source)["loss"] > 0
 
 

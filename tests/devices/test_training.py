@@ -17,6 +17,7 @@ from tests.support.models import (
     arrays,
     assert_close,
     assert_same,
+    called,
     images,
     labelled,
     memory,
@@ -108,10 +109,10 @@ def test_evaluate_and_predict_see_all_rows_once_and_in_stored_order(n, shards):
 
     one = trainer(Normed(), 1, shards=shards)
     many = trainer(Normed(), 8, shards=shards)
-    rows = many.predict(source)
+    rows = many.predict(source, called)
     assert rows.shape == (n, 3)
     assert isinstance(rows, np.ndarray)
-    np.testing.assert_allclose(rows, one.predict(source), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rows, one.predict(source, called), rtol=1e-5, atol=1e-6)
     model = Normed()
     model.eval()
     np.testing.assert_allclose(rows, model(points(n, seed=1)["x"]), rtol=1e-5, atol=1e-6)
@@ -154,11 +155,11 @@ def test_evaluations_in_a_run_and_the_average_follow_the_single_device_s():
     assert_close(result.ema, expected.ema)
     source = memory(points(37, seed=1))
     assert many.evaluate(source) == pytest.approx({"loss": result.metrics["eval/loss"]}, rel=1e-6)
-    expected = one.predict(source)  # both with the average
-    np.testing.assert_allclose(many.predict(source), expected, rtol=1e-4, atol=1e-5)
+    expected = one.predict(source, called)  # both with the average
+    np.testing.assert_allclose(many.predict(source, called), expected, rtol=1e-4, atol=1e-5)
     result.ema.eval()
     np.testing.assert_allclose(
-        result.ema(points(37, seed=1)["x"]), many.predict(source), rtol=1e-5, atol=1e-6
+        result.ema(points(37, seed=1)["x"]), many.predict(source, called), rtol=1e-5, atol=1e-6
     )
 
 

@@ -160,6 +160,11 @@ def labelled(n=50, *, shuffle=False, features=4, classes=3, seed=0):
     return HFEagerSource.from_dataset(dataset, shuffle=shuffle, seed=7)
 
 
+def called(model, batch):
+    """Returns a model's outputs, as the second argument of `predict`."""
+    return model(batch["x"])
+
+
 def images(n=20, *, classes=3, seed=0):
     """Returns `image` uint8 `(n, 6, 6)` and `label` int32 `(n,)`."""
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ import optax
 import pyarrow.parquet as pq
 
 from datarax import HFStreamingSource, Pipeline
-from tests.support.models import MLP, Diary, noted_loss, points
+from tests.support.models import MLP, Diary, called, noted_loss, points
 from tests.support.worker import SIZE, loss, losses, noise, records
 from trainers import Checkpoints, Trainer, every
 
@@ -74,7 +74,7 @@ def layout(folder, shards, delay=0.0):
         "losses": losses(result),
         "epochs": [row["epoch"] for row in result.history],
         "evaluate": plain.evaluate(one.pipeline),
-        "predict": plain.predict(one.pipeline).tolist(),
+        "predict": plain.predict(one.pipeline, called).tolist(),
     }
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 from PIL.PngImagePlugin import PngImageFile
 
 from datarax import HFEagerSource, Pipeline
-from tests.support.models import MLP, Diary, arrays, memory, noted_loss, points
+from tests.support.models import MLP, Diary, arrays, called, memory, noted_loss, points
 from tests.support.runs import ruin
 from trainers import Checkpoints, Trainer, every, load
 from trainers.weights import export
@@ -85,7 +85,7 @@ def layout(n, shards, sharding="replicate", steps=100):
         "records": records(result.model),
         "losses": losses(result),
         "evaluate": other.evaluate(source),
-        "predict": other.predict(source).tolist(),
+        "predict": other.predict(source, called).tolist(),
     }
 
 

@@ -216,9 +216,10 @@ def test_the_average_follows_the_parameters():
     for n in (1, 2, 3):
         steps.append(nnx.state(Trainer(MLP(), source, steps=n, **settings).fit().model, nnx.Param))
     average = steps[0]
-    for params in steps[1:]:
-        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, params)
-    result = Trainer(MLP(), source, steps=3, ema=0.9, **settings).fit()
+    for t, params in enumerate(steps[1:]):
+        decay = min(0.15, (1 + t) / (10 + t))  # 0.1, 0.15, 0.15
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, params)
+    result = Trainer(MLP(), source, steps=3, ema=0.15, **settings).fit()
     assert_close(nnx.state(result.ema, nnx.Param), average)
     assert_close(nnx.state(result.model, nnx.Param), steps[-1])
     assert Trainer(MLP(), source, steps=1, **settings).fit().ema is None

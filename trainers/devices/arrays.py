@@ -10,8 +10,8 @@ from jax.core import Tracer
 
 
 def is_key(array: Any) -> bool:
-    """Returns whether an array holds typed PRNG keys."""
-    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    """Returns whether an array, or what stands for one, holds typed PRNG keys."""
+    return jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
 
 
 def as_words(do: Callable[..., jax.Array], array: jax.Array, *rest: Any) -> jax.Array:
@@ -19,12 +19,19 @@ def as_words(do: Callable[..., jax.Array], array: jax.Array, *rest: Any) -> jax.
     if not is_key(array):
         return do(array, *rest)
     words = do(jax.random.key_data(array), *rest)
-    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(array))
+    return jax.random.wrap_key_data(words, impl=array.dtype)
 
 
 def without_keys(tree: Any) -> Any:
     """Returns `tree` with PRNG keys as the words they are made of."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+
+    def words(x):
+        if not is_key(x):
+            return x
+        abstract = isinstance(x, jax.ShapeDtypeStruct)
+        return jax.eval_shape(jax.random.key_data, x) if abstract else jax.random.key_data(x)
+
+    return jax.tree.map(words, tree)
 
 
 def with_keys(tree: Any, like: Any) -> Any:
@@ -33,7 +40,7 @@ def with_keys(tree: Any, like: Any) -> Any:
         return tree
 
     def wrap(x, y):
-        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(y)) if is_key(y) else x
+        return jax.random.wrap_key_data(x, impl=y.dtype) if is_key(y) else x
 
     return jax.tree.map(wrap, tree, like)
 
@@ -81,7 +88,7 @@ class _Leaf:
     def __init__(self, array: jax.Array):
         self._key = None
         if is_key(array):
-            self._key, array = jax.random.key_impl(array), jax.random.key_data(array)
+            self._key, array = array.dtype, jax.random.key_data(array)
         self._shape, self._sharding = array.shape, array.sharding
         self._copies = {}  # one of what several devices hold
         for part in array.addressable_shards:

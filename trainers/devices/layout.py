@@ -1,7 +1,9 @@
 """The layout of a run: its devices, and how the rows of its batches are spread over them."""
 
+import contextlib
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -10,6 +12,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from datarax.errors import listed
 from trainers.devices.arrays import as_words
 from trainers.devices.placement import FSDP, Placement, Rule, placed
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def outside_mesh(method: Callable[P, R]) -> Callable[P, R]:
+    """Returns a function that runs outside of any `jax.set_mesh`, which the run's layout replaces.
+
+    In the context of a mesh with explicit axes, as `jax.make_mesh` has them, JAX refuses programs
+    on another mesh, and plain indexing.
+    """
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.set_mesh(None):
+            return method(*args, **kwargs)
+
+    return call
 
 
 class Layout:
@@ -113,6 +132,10 @@ class Layout:
                 f"accumulate={accumulate} slices of batch_size={batch_size} cannot be spread "
                 f"evenly over {count} devices: use a multiple of {count * accumulate}."
             )
+
+    def traced(self) -> contextlib.AbstractContextManager:
+        """Returns the context to trace programs in: a bare `PartitionSpec` is of this mesh."""
+        return jax.set_mesh(self.mesh)
 
     # --- in the compiled program -----------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from datarax.errors import listed
 from trainers.devices.arrays import as_words, is_key
+from trainers.devices.variables import with_leaves
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +34,14 @@ def placed(array: Any, sharding: NamedSharding) -> jax.Array:
         return as_words(placed, array, sharding)
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return jax.device_put(array, sharding, may_alias=False)
-    host = np.asarray(array)
+    host = np.asarray(array, jnp.result_type(array))
     # A device may share the host's buffer, and what is placed here is donated: hence the copy.
     return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
 
 
 def described(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     """Returns shape, dtype and sharding of what `placed` returns."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(jnp.shape(array), jnp.result_type(array), sharding=sharding)
 
 
 class Placement:
@@ -85,15 +86,22 @@ class Placement:
         return jax.tree_util.tree_map_with_path(one, tree)
 
     def _put(self, state: nnx.State, rule: Rule | None, put: Put) -> nnx.State:
-        flat = [
-            (path, variable.replace(put(variable.get_value(), self._of(path, variable, rule))))
+        annotated = {
+            ".".join(map(str, path)): nnx.get_partition_spec(variable).get_raw_value()
             for path, variable in nnx.to_flat_state(state)
-        ]
-        return nnx.from_flat_state(flat)
+            if isinstance(variable, nnx.Variable)
+        }
 
-    def _of(self, path: tuple, variable: nnx.Variable, rule: Rule | None) -> NamedSharding:
-        name, shape = ".".join(map(str, path)), jnp.shape(variable.get_value())
-        spec = rule(name, shape) if callable(rule) else nnx.get_partition_spec(variable).get_value()
+        def one(name: str, leaf: Any) -> Any:
+            sharding = self._of(name, jnp.shape(leaf), rule, annotated.get(name))
+            return put(leaf, sharding)
+
+        return with_leaves(state, one)
+
+    def _of(
+        self, name: str, shape: tuple[int, ...], rule: Rule | None, annotated: PartitionSpec | None
+    ) -> NamedSharding:
+        spec = rule(name, shape) if callable(rule) else annotated
         if spec is not None and not isinstance(spec, PartitionSpec):
             raise TypeError(
                 f"sharding returns {spec!r} for {name}: expected a jax.sharding.PartitionSpec, or "

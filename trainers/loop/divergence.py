@@ -12,7 +12,7 @@ from trainers.data.batches import Feed
 from trainers.devices.arrays import Snapshot, as_carry
 from trainers.loop import program
 from trainers.loop.plan import Plan
-from trainers.step.state import State, Window
+from trainers.step.state import State
 
 _LOSS, _GRADIENT, _PARAMETERS = 1, 2, 3
 _WHAT = {
@@ -183,7 +183,7 @@ def find(
             break
         step = end
         if step % plan.log_every == 0:  # as after a log
-            window = plan.layout.replicate(Window.empty(plan.objective.metrics))
+            window = plan.layout.replicate(watched.state.window.begun_anew())
             watched = Watched.start(dataclasses.replace(watched.state, window=window))
         else:
             watched = Watched.start(watched.state)

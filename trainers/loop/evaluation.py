@@ -1,5 +1,7 @@
 """Evaluation: the loss and the metrics over every record of a source, each counted once."""
 
+import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,7 @@ from trainers.devices.layout import Layout
 from trainers.loop.clock import Pace
 from trainers.step.compiled import Loop
 from trainers.step.objective import Objective
-from trainers.step.precision import lower, lower_params
+from trainers.step.precision import entered_in, lower, lower_params
 from trainers.step.state import Window
 from trainers.step.step import evaluation_step
 
@@ -47,7 +49,10 @@ class Evaluator:
             step = evaluation_step(definition, self._objective, self._batches.rows)
             data, start = (params, rest, self._batches.data), self._start()
             shardings = self._layout.shardings(start)
-            self._loop = agreement.together(lambda: Loop(step, start, data, shardings=shardings))
+            with self._layout.traced():
+                self._loop = agreement.together(
+                    lambda: Loop(step, start, data, shardings=shardings)
+                )
             agreement.expect_same_program(lambda: self._loop.lowered, "the evaluation's program")
 
     def __call__(
@@ -86,54 +91,112 @@ class Evaluator:
         return as_carry(self._layout.replicate(start))
 
 
-def predict(
-    batches: Batches,
-    layout: Layout,
-    call: Callable[[nnx.Module, dict], Any],
-    definition: nnx.GraphDef,
-    params: Any,
-    rest: Any,
-    precision: Any = None,
-) -> Any:
-    """Returns `call(model, batch)` for every record, as NumPy arrays.
+class Predictor:
+    """Computes outputs for every record of a source, in stored order, in one compiled program.
 
     Args:
-        batches: Batches in stored order.
-        layout: The devices.
+        batches: Batches of the source, in stored order.
         call: `(model, batch) -> outputs`, arrays of shape `(batch, ...)`.
-        definition: The model's graph, in evaluation mode.
-        params: Its trained parameters.
-        rest: Its other variables.
+        layout: The devices.
         precision: Dtype of the computation, or None for the parameters' own.
-
-    Returns:
-        The outputs' structure, with arrays of shape `(length, ...)`; floats of a `precision` are
-        `float32`.
-
-    Raises:
-        ValueError: If an output is not one row a record.
     """
 
-    def step(params, rest, data, stages, t):
-        batch, valid, stages = batches.rows(data, stages, t)
-        lowered = lower(params, precision), lower_params(rest, precision)
-        outputs = call(nnx.merge(definition, *lowered, copy=True), lower(batch, precision))
-        for output in jax.tree.leaves(outputs):
-            if output.shape[:1] != (batches.batch_size,):
-                raise ValueError(
-                    f"The model returns an array of shape {output.shape} for "
-                    f"{batches.batch_size} records: expected (batch, ...), one row a record."
-                )
-        return lower(outputs, None if precision is None else jnp.float32), valid, stages
+    def __init__(
+        self,
+        batches: Batches,
+        call: Callable[[nnx.Module, dict], Any],
+        layout: Layout,
+        precision: Any = None,
+    ):
+        self._batches, self._call, self._precision = batches, call, precision
+        self._layout = layout
+        self._step: Callable[..., Any] | None = None
 
-    # Every process gets all rows, whichever device computed them.
-    step = jax.jit(step, out_shardings=layout.replicated)
-    outputs, stages = [], layout.replicate(batches.stages)
-    first = params, rest, batches.data, stages, np.int32(0)
-    agreement.expect_same_program(lambda: step.lower(*first), "the prediction's program")
-    for data, start, stop in batches.epoch_blocks():
-        for t in range(start, stop):
-            output, valid, stages = step(params, rest, data, stages, np.int32(t))
-            output, valid = batches.in_order(jax.device_get((output, valid)))
-            outputs.append(jax.tree.map(lambda rows, valid=valid: rows[valid], output))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+    def __call__(self, definition: nnx.GraphDef, params: Any, rest: Any) -> Any:
+        """Returns the outputs' structure, with NumPy arrays of shape `(length, ...)`.
+
+        Args:
+            definition: The model's graph, in evaluation mode.
+            params: Its trained parameters.
+            rest: Its other variables.
+
+        Raises:
+            ValueError: If an output is not one row a record.
+        """
+        batches = self._batches
+        stages = self._layout.replicate(batches.stages)
+        if self._step is None:
+            # Every process gets all rows, whichever device computed them.
+            step = functools.partial(self._outputs, definition)
+            step = jax.jit(step, out_shardings=self._layout.replicated)
+            first = params, rest, batches.data, stages, np.int32(0)
+            with self._layout.traced():
+                lowered = agreement.together(lambda: step.lower(*first))
+            agreement.expect_same_program(lambda: lowered, "the prediction's program")
+            self._step = lowered.compile()
+        outputs = []
+        for data, start, stop in batches.epoch_blocks():
+            for t in range(start, stop):
+                output, valid, stages = self._step(params, rest, data, stages, np.int32(t))
+                output, valid = batches.in_order(jax.device_get((output, valid)))
+                outputs.append(jax.tree.map(lambda rows, valid=valid: rows[valid], output))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+
+    def _outputs(self, definition, params, rest, data, stages, t):
+        batch, valid, stages = self._batches.rows(data, stages, t)
+        lowered = lower(params, self._precision), lower_params(rest, self._precision)
+        model = entered_in(nnx.merge(definition, *lowered, copy=True), self._precision)
+        outputs = self._call(model, batch)
+        for output in jax.tree.leaves(outputs):
+            if jnp.shape(output)[:1] != (self._batches.batch_size,):
+                raise ValueError(
+                    f"predict() finds an output of shape {jnp.shape(output)} for "
+                    f"{self._batches.batch_size} records: expected (batch, ...), one row a record, "
+                    'as of predict(source, lambda model, batch: model(batch["x"])).'
+                )
+        return outputs, valid, stages
+
+
+class Outputs(dict[str, Any]):
+    """Outputs by name; where there are `logits` it stands for them, as an array of them does.
+
+    Example:
+        >>> outputs = Outputs(logits=np.array([[0.1, 0.9], [0.8, 0.2]]))
+        >>> outputs.argmax(-1)
+        array([1, 0])
+    """
+
+    def argmax(self, axis: int = -1) -> np.ndarray:
+        """Returns the class of the highest logit of each record."""
+        return self["logits"].argmax(axis)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self["logits"], dtype, copy=copy)
+
+
+class Kept:
+    """What is made of sources, once each, for as long as they are alive: compiled programs."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, str], tuple[weakref.ref, Any, Any]] = {}
+
+    def get(self, source: Any, kind: str, key: Any, make: Callable[[], Any]) -> Any:
+        """Returns `make()` of an earlier call with this source, kind and key, else of this one.
+
+        Args:
+            source: Any object with weak references; what is kept must not refer to it.
+            kind: What is made of it; only the last key's is kept.
+            key: What else it is made of.
+            make: Makes it.
+        """
+        place = id(source), kind
+        alive, before, value = self._kept.get(place, (lambda: None, None, None))
+        if alive() is not source or before is not key:
+            value = make()
+            forget = functools.partial(self._forget, place)
+            self._kept[place] = weakref.ref(source, forget), key, value
+        return value
+
+    def _forget(self, place: tuple[int, str], reference: weakref.ref) -> None:
+        if place in self._kept and self._kept[place][0] is reference:
+            del self._kept[place]

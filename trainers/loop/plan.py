@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from flax import nnx
 
@@ -17,6 +18,7 @@ from trainers.data.batches import Batches
 from trainers.devices.arrays import without_keys
 from trainers.devices.checksum import checksums
 from trainers.devices.layout import Layout
+from trainers.devices.variables import concrete, named
 from trainers.loop.evaluation import Evaluator
 from trainers.step.objective import Objective
 from trainers.step.step import Update
@@ -48,18 +50,6 @@ class Plan:
     profile: tuple[int, int] | None
 
 
-def identity(pipeline: Pipeline) -> dict[str, Any]:
-    """Returns what names a pipeline's batches, the same on all processes of a run."""
-    source = pipeline.source
-    return {
-        "the data's fingerprint": source.fingerprint,
-        "the data's length": source.length,
-        "the order": [source.is_random_order, source.seed, pipeline.shards],
-        "batch_size": pipeline.batch_size,
-        "the keys of the stages": jax.random.key_data(pipeline.key.get_value()).tolist(),
-    }
-
-
 def decisions(plan: Plan) -> dict[str, Any]:
     """Returns what decides what a run does, the same on all its processes."""
     told = configuration(plan)
@@ -72,10 +62,11 @@ def decisions(plan: Plan) -> dict[str, Any]:
 
 def variables(model: nnx.Module) -> dict[str, str] | None:
     """Returns checksums of a model's variables, None where the processes hold them together."""
-    state = nnx.to_pure_dict(nnx.state(model))
-    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state)):
+    leaves = named(nnx.state(model))
+    if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves.values()):
         return None
-    return checksums(without_keys(state))
+    numbers = {n: np.asarray(x) if np.isscalar(x) else x for n, x in concrete(leaves).items()}
+    return checksums(without_keys(numbers))
 
 
 def configuration(plan: Plan) -> dict[str, Any]:

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from datarax.errors import listed
 from trainers.devices import agreement, memory
 from trainers.devices.arrays import as_carry
 from trainers.devices.placement import described
+from trainers.devices.variables import concrete, without_value
 from trainers.loop.plan import Plan
+from trainers.step.average import begun, of, replaced
 from trainers.step.compiled import Loop
 from trainers.step.model import split
 from trainers.step.state import State, Window
@@ -24,19 +27,30 @@ def initial_state(plan: Plan) -> State:
     Raises:
         MemoryError: If it is larger than a device's memory.
     """
-    layout, init = plan.layout, plan.update.optimizer.init
-    _, params, rest = split(plan.model, plan.update.wrt)
+    layout, update = plan.layout, plan.update
+    _, params, rest = split(plan.model, update.wrt)
+    if plan.init_from is None and (empty := without_value((params, rest))):
+        raise ValueError(
+            f"{listed(empty[:5])} of the model have no value, as nnx.eval_shape makes them: build "
+            "the model itself, or write Trainer(..., init_from=workdir)."
+        )
+    params, rest = concrete((params, rest))
     like = agreement.together(lambda: _expect_fits(plan, params, rest))
     params, rest = as_carry(layout.placement.model(params, rest))
     shardings = jax.tree.map(lambda x: x.sharding, like)  # None on one device
+
+    def begin(params: nnx.State) -> Any:
+        return as_carry(update.optimizer.init(params))
+
+    window = Window.empty(plan.objective.metrics, gradient_norm=update.gradient_norm)
     return State(
         params=params,
         rest=rest,
         # One program makes all of it where it stays; a call of `init` compiles one a shape.
-        optimizer=jax.jit(lambda params: as_carry(init(params)), out_shardings=shardings)(params),
-        ema=None if plan.update.ema is None else as_carry(params),
+        optimizer=jax.jit(begin, out_shardings=shardings)(params),
+        ema=None if update.decay is None else as_carry(begun(params, rest)),
         stages=layout.replicate(as_carry(plan.batches.stages)),
-        window=layout.replicate(as_carry(Window.empty(plan.objective.metrics))),
+        window=layout.replicate(as_carry(window)),
         loss=layout.replicate(jnp.zeros(())),
     )
 
@@ -53,7 +67,7 @@ def _expect_fits(plan: Plan, params: nnx.State, rest: nnx.State) -> Any:
     parts = {
         "the parameters": params,
         "the optimizer's state": optimizer,
-        "the parameters' average": None if plan.update.ema is None else params,
+        "the parameters' average": None if plan.update.decay is None else params,
         "the rest": rest,
     }
     memory.expect_state_fits(parts, 1 if plan.layout.mesh is None else plan.layout.mesh.size)
@@ -82,19 +96,19 @@ def loop(
     definition = split(plan.model, plan.update.wrt, training=True)[0]
     rows, layout = rows or plan.batches.rows, plan.layout
     step = train_step(definition, plan.objective, plan.update, rows, layout.slices)
-    shardings = layout.shardings(state)
-    traced = Loop(around(step), state, data, goes_on or _finite, shardings)
-    if traced.from_python and plan.update.accumulate > 1:
-        # The slices' own loop would be as slow as the steps'.
-        unrolled = functools.partial(step, unroll=True)
-        traced = Loop(around(unrolled), state, data, goes_on or _finite, shardings)
+    rest = data, goes_on or _finite, layout.shardings(state)
+    with layout.traced():
+        traced = Loop(around(step), state, *rest)
+        if traced.from_python and plan.update.accumulate > 1:
+            # The slices' own loop would be as slow as the steps'.
+            traced = Loop(around(functools.partial(step, unroll=True)), state, *rest)
     return traced
 
 
 def evaluated(plan: Plan, state: State) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Returns the model in evaluation mode: graph, parameters or their average, the rest."""
-    definition = split(plan.model, plan.update.wrt, training=False)[0]
-    return definition, state.params if state.ema is None else state.ema, state.rest
+    definition, update = split(plan.model, plan.update.wrt, training=False)[0], plan.update
+    return definition, *replaced(of(state, update.ema), state.params, state.rest)
 
 
 def _finite(state: State) -> jax.Array:

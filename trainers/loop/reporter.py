@@ -92,7 +92,7 @@ class Reporter:
 
     def begin_window(self, state: State) -> tuple[State, Window]:
         """Returns the state with new sums, and the old ones, which no step changes any more."""
-        window = self._plan.layout.replicate(Window.empty(self._plan.objective.metrics))
+        window = self._plan.layout.replicate(state.window.begun_anew())
         return dataclasses.replace(state, window=window), state.window
 
     def reached(self, window: Window, pace: Pace) -> None:

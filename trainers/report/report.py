@@ -9,6 +9,7 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
+from trainers.devices.variables import named
 from trainers.loop.clock import Clock
 from trainers.loop.plan import Plan, configuration
 from trainers.report import chart, page, samples
@@ -140,9 +141,10 @@ class Report:
         )
 
     def _parameters(self) -> str:
-        state = nnx.to_flat_state(nnx.state(self._plan.model, nnx.Param))
-        sizes = [(".".join(map(str, path)), leaf.get_value()) for path, leaf in state]
-        total = sum(value.size for _, value in sizes) or 1
+        sizes = named(nnx.state(self._plan.model, nnx.Param))
+        trained = named(nnx.state(self._plan.model, self._plan.update.wrt))
+        total = sum(value.size for value in sizes.values()) or 1
+        frozen = sum(value.size for name, value in sizes.items() if name not in trained)
         rows = [
             [
                 f"<code>{page.text(name)}</code>",
@@ -151,10 +153,11 @@ class Report:
                 f"{value.size:,}",
                 f'<div class="share"><i style="width: {value.size / total:.1%}"></i></div>',
             ]
-            for name, value in sizes
+            for name, value in sizes.items()
         ]
         table = page.table(("name", "shape", "dtype", "number", ""), rows, numbers=(3,))
-        return f'<h2>Parameters</h2><p class="lead">{total:,} in all</p>{table}'
+        lead = f"{total:,} in all, {total - frozen:,} trained and {frozen:,} frozen"
+        return f'<h2>Parameters</h2><p class="lead">{lead}</p>{table}'
 
     def _configuration(self) -> str:
         rows = [

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from clu import metrics as clu
 from flax import nnx
 
-from trainers.step.precision import lower
+from trainers.step.precision import entered_in
 
 Batch = dict[str, jax.Array]
 
@@ -22,25 +22,37 @@ class Objective:
         loss: `(model, batch) -> losses | (losses, outputs)`.
         metrics: Class of the metrics.
         label: Column of the labels, given to the metrics where the outputs have none.
-        precision: Dtype of the computation, or None for the parameters' own. The labels keep
-            theirs.
+        precision: Dtype in which the model computes, or None for its parameters' own. Columns,
+            losses and metrics keep theirs.
+        seed: Seed of the random numbers of a step; then the loss takes a third argument, the key of
+            the step. None: it takes none.
     """
 
-    loss: Callable[[nnx.Module, Batch], Any]
+    loss: Callable[..., Any]
     metrics: type[clu.Collection]
     label: str | None = None
     precision: Any = None
+    seed: int | None = None
 
-    def __call__(self, model, batch: Batch, valid: jax.Array):
+    def key(self, t: jax.Array) -> jax.Array | None:
+        """Returns the key of step `t`, None where the loss takes none."""
+        return None if self.seed is None else jax.random.fold_in(jax.random.key(self.seed), t)
+
+    def __call__(
+        self, model: nnx.Module, batch: Batch, valid: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, tuple[jax.Array, clu.Collection]]:
         """Returns the sum of weighted losses, the sum of weights and the metrics.
 
         Args:
-            model: The model.
+            model: The model, in the parameters' precision that it is to compute in.
             batch: Columns of shape `(size, ...)`.
             valid: `(size,)` bool; False for the records that only fill the batch up.
+            key: The step's key, where the loss takes one.
         """
         size = len(valid)
-        losses, outputs = _checked(self.loss(model, self._lowered(batch)), size)
+        losses, outputs = _checked(self.outputs(model, batch, key), size)
+        if losses.shape == (size, size):
+            self._expect_tokens(model, batch, key)
         mask = jnp.broadcast_to(valid.reshape(size, *[1] * (losses.ndim - 1)), losses.shape)
         weight = mask.astype(jnp.float32)
         if "weight" in outputs:
@@ -58,11 +70,37 @@ class Objective:
             given["labels"] = batch[self.label]
         return weighted.sum(), (weight.sum(), self._measured(jax.lax.stop_gradient(given)))
 
-    def _lowered(self, batch: Batch) -> Batch:
-        lowered = lower(batch, self.precision)
-        if self.precision is not None and self.label in batch:
-            lowered[self.label] = batch[self.label]
-        return lowered
+    def outputs(self, model: nnx.Module, batch: Batch, key: jax.Array | None = None) -> Any:
+        """Returns what the loss returns."""
+        model = entered_in(model, self.precision)
+        return self.loss(model, batch, *([] if self.seed is None else [key]))
+
+    def _expect_tokens(self, model: nnx.Module, batch: Batch, key: jax.Array | None) -> None:
+        """Raises where losses of shape `(size, size)` are no tokens' but broadcast by accident.
+
+        Of twice the records, tokens' are of shape `(2 * size, size)`.
+        """
+        definition, state = nnx.split(model)
+
+        def twice(x):
+            return jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype)
+
+        def losses(state, batch):
+            result = self.outputs(nnx.merge(definition, state, copy=True), batch, key)
+            return result[0] if isinstance(result, tuple) else result
+
+        try:
+            shape = jax.eval_shape(losses, state, jax.tree.map(twice, batch)).shape
+        except Exception:  # code that is made for this size raises what it likes, and tells nothing
+            return
+        size = shape[0] // 2
+        if shape == (2 * size, 2 * size):
+            raise ValueError(
+                f"The loss has shape ({size}, {size}), (batch, batch): (batch, 1) and (batch,) "
+                "broadcast to it, as in predictions - targets. Expected one loss a record, of "
+                'shape (batch,): write predictions[:, 0], or batch["target"][:, None] and then '
+                "losses[:, 0]. Losses of pairs are summed over the second axis."
+            )
 
     def _measured(self, given: dict[str, jax.Array]) -> clu.Collection:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from clu import metrics as clu
 from flax import nnx
 
@@ -22,28 +23,43 @@ class Window:
         loss: Sum of the weighted losses, float32.
         weight: Sum of the weights, float32.
         metrics: The metrics' state.
+        gradient_norm: Sum and number of the gradients' norms, or None.
     """
 
     loss: jax.Array
     weight: jax.Array
     metrics: clu.Collection
+    gradient_norm: clu.Average | None = None
 
     @classmethod
-    def empty(cls, metrics: type[clu.Collection]) -> "Window":
+    def empty(cls, metrics: type[clu.Collection], *, gradient_norm: bool = False) -> "Window":
         """Returns the window before the first step."""
-        return _empty(metrics)
+        return _empty(metrics, gradient_norm)
 
-    def add(self, loss, weight, metrics: clu.Collection) -> "Window":
+    def begun_anew(self) -> "Window":
+        """Returns a window of the same sums before the first step."""
+        return _empty(type(self.metrics), self.gradient_norm is not None)
+
+    def add(self, loss: jax.Array, weight: jax.Array, metrics: clu.Collection) -> "Window":
         """Returns the window with one more batch's sums; dtypes stay as they are."""
-        return keep_dtypes(
-            Window(self.loss + loss, self.weight + weight, self.metrics.merge(metrics)), self
-        )
+        sums = self.loss + loss, self.weight + weight, self.metrics.merge(metrics)
+        return keep_dtypes(Window(*sums, self.gradient_norm), self)
+
+    def add_gradient(self, gradients: nnx.State) -> "Window":
+        """Returns the window with the norm of one more step's gradient, where it sums them up."""
+        if self.gradient_norm is None:
+            return self
+        norm = clu.Average.from_model_output(optax.global_norm(gradients).astype(jnp.float32))
+        return dataclasses.replace(self, gradient_norm=self.gradient_norm.merge(norm))
 
     def compute(self) -> dict[str, Any]:
-        """Returns the loss and the metrics by name, as NumPy values."""
+        """Returns the loss, the metrics and the gradient's norm by name, as NumPy values."""
         window = jax.device_get(self)
         with np.errstate(invalid="ignore"):  # where every weight was 0, the mean is NaN
-            values = {"loss": window.loss / window.weight, **window.metrics.compute()}
+            values = {"loss": None, **window.metrics.compute()}  # the loss comes first
+            values["loss"] = window.loss / window.weight
+            if window.gradient_norm is not None:
+                values["gradient_norm"] = window.gradient_norm.compute()
         for name, value in values.items():
             if np.ndim(value):
                 raise ValueError(
@@ -53,9 +69,10 @@ class Window:
         return values
 
 
-@functools.partial(jax.jit, static_argnums=0)  # one call: each log begins a new window
-def _empty(metrics):
-    return Window(jnp.zeros(()), jnp.zeros(()), as_carry(metrics.empty()))
+@functools.partial(jax.jit, static_argnums=(0, 1))  # one call: each log begins a new window
+def _empty(metrics: type[clu.Collection], gradient_norm: bool) -> Window:
+    norms = clu.Average.empty() if gradient_norm else None
+    return Window(jnp.zeros(()), jnp.zeros(()), *as_carry((metrics.empty(), norms)))
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +84,7 @@ class State:
         params: Parameters that are trained.
         rest: The model's other variables: frozen parameters, statistics, random counters.
         optimizer: The optimizer's state.
-        ema: Moving average of `params`, or None.
+        ema: Moving average of `params` and of BatchNorm's statistics, float32, or None.
         stages: Variables of the pipeline's stages.
         window: Sums since the last log.
         loss: The last step's loss, float32.

@@ -19,6 +19,10 @@ OWN_LOSS = (
 )
 
 
+_TRAINING = {"train": True, "training": True, "is_training": True, "deterministic": False}
+"""Parameters of a model's call that say whether this is training, and what they say of it."""
+
+
 class Columns(Protocol):
     """What is known of a batch's columns before one is formed."""
 
@@ -37,17 +41,28 @@ class Columns(Protocol):
         """The source's features, as far as it knows them."""
         ...
 
+    def extent(self, name: str) -> tuple[int, int] | None:
+        """Returns the least and the greatest value of an integer column, None if not known."""
+        ...
+
 
 class Inputs:
     """Calls a model with the columns of a batch that are its inputs.
 
-    Images of `uint8` are given as floats in [0, 1], of shape `(batch, height, width, channels)`.
+    Images of `uint8` are given as floats in [0, 1], of shape `(batch, height, width, channels)`. A
+    parameter `train`, `training`, `is_training` or `deterministic` says whether this is training,
+    `rngs` is given random streams.
 
     Args:
         model: The model.
         columns: The columns that may be inputs.
         label: Column of the labels, which is no input, or None.
-        precision: Dtype of images; None for `float32`.
+
+    Attributes:
+        images: Names of the columns that are images.
+        positional: The column given by position, if one is.
+        named: The columns given by name.
+        draws: Whether training gives the model random streams.
 
     Raises:
         TypeError: If the model cannot be called, or an input is a host column.
@@ -59,17 +74,20 @@ class Inputs:
         model: nnx.Module,
         columns: Columns,
         label: str | None,
-        precision: Any = None,
     ):
         if not callable(model):
             raise TypeError(f"{type(model).__name__} has no __call__: define it, or {OWN_LOSS}.")
         spec = {name: s for name, s in columns.spec.items() if name != label}
         host = {name: column for name, column in columns.host.items() if name != label}
         self.images = {name for name, s in spec.items() if _is_image(s, columns.features.get(name))}
-        self._dtype = precision or jnp.float32
         parameters = list(inspect.signature(type(model).__call__).parameters.values())[1:]
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         required = [p.name for p in parameters if p.name in names and p.default is p.empty]
+        modes = [name for name in names if name not in spec]
+        self._training = {name: _TRAINING[name] for name in modes if name in _TRAINING}
+        self._needs_rngs = "rngs" in modes and "rngs" in required
+        self.draws = "rngs" in modes
+        required = [name for name in required if name in spec or name not in {*_TRAINING, "rngs"}]
         self.named = tuple(name for name in spec if name in names)
         self.positional = ()
         missing = [name for name in required if name not in spec]
@@ -96,21 +114,56 @@ class Inputs:
             f"include_keys, or {OWN_LOSS}."
         )
 
-    def __call__(self, model: nnx.Module, batch: dict[str, jax.Array]) -> jax.Array:
+    def __call__(
+        self,
+        model: nnx.Module,
+        batch: dict[str, jax.Array],
+        *,
+        training: bool = False,
+        key: jax.Array | None = None,
+    ) -> Any:
+        """Returns the model's outputs.
+
+        Args:
+            model: The model.
+            batch: Columns of shape `(batch, ...)`.
+            training: Whether this is training.
+            key: Key of the random streams in training, where the model takes some.
+        """
         arguments = [self._input(batch, name) for name in self.positional]
         named = {name: self._input(batch, name) for name in self.named}
+        named |= {name: value == training for name, value in self._training.items()}
+        if key is not None:
+            named["rngs"] = nnx.Rngs(key)
+        elif self._needs_rngs:
+            named["rngs"] = nnx.Rngs(0)
         return model(*arguments, **named)
 
-    def _input(self, batch, name):
+    def described(self, spec: Mapping[str, Any]) -> str:
+        """Returns what the model is called with, such as `x: float32 (batch, 4)`."""
+        return ", ".join(self._described(name, spec[name]) for name in self.positional + self.named)
+
+    def _described(self, name: str, spec: Any) -> str:
+        kinds = jax.tree.map(lambda s: f"{s.dtype} {shape_of(s.shape)}", spec)
+        if name in self.images:
+            shape = (*spec.shape, 1) if len(spec.shape) == 2 else spec.shape
+            kinds = f"{spec.dtype} -> float32 in [0, 1], {shape_of(shape)}"
+        return f"{name}: {kinds}"
+
+    def _input(self, batch: dict[str, jax.Array], name: str) -> Any:
         column = batch[name]
         if name not in self.images:
             return column
         column = column[..., None] if column.ndim == 3 else column
-        column = column.astype(jnp.float32) / np.float32(jnp.iinfo(column.dtype).max)
-        return column.astype(self._dtype)
+        return column.astype(jnp.float32) / np.float32(jnp.iinfo(column.dtype).max)
 
 
-def _rank(spec) -> int:
+def shape_of(record: tuple[int, ...]) -> str:
+    """Returns the shape of a batch of records as text, such as `(batch, 28, 28, 1)`."""
+    return f"(batch, {', '.join(map(str, record))})" if record else "(batch,)"
+
+
+def _rank(spec: Any) -> int:
     return max(len(leaf.shape) for leaf in jax.tree.leaves(spec))
 
 

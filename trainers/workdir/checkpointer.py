@@ -1,6 +1,7 @@
 """The checkpointer of a run: saves it into its workdir and takes it up again."""
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from trainers.devices.arrays import without_keys
 from trainers.devices.checksum import checksums
 from trainers.loop.plan import Plan
 from trainers.run import Run
+from trainers.step import average
 from trainers.step.state import State
 from trainers.workdir import compilation, items
 from trainers.workdir.lock import held
@@ -80,7 +82,7 @@ class Checkpointer:
     def compile(self, state: State) -> None:
         """Compiles what saving takes, so that the first save takes no longer than others."""
         if self._store is not None:
-            checksums(without_keys(items.arrays_of(state)))
+            checksums(without_keys(self._arrays(state)))
 
     # --- taking up -------------------------------------------------------------------------------
 
@@ -101,7 +103,7 @@ class Checkpointer:
         store = self._store
         if store is None:
             return None
-        first = items.arrays_of(state)
+        first = self._arrays(state)
 
         def take(step: int):
             data, saved = store.read(step)
@@ -122,6 +124,11 @@ class Checkpointer:
         state = items.with_arrays(state, arrays, self._plan.update.wrt)
         self.save_best(run, state, data)  # it is missing, where the run was killed while writing it
         return Restored(state, data if start < run.step else None)
+
+    def _arrays(self, state: State) -> dict[str, Any]:
+        """Returns a state as a checkpoint holds it, with the average that evaluation means."""
+        averaged = average.of(state, self._plan.update.ema)
+        return items.arrays_of(dataclasses.replace(state, ema=averaged))
 
     def _expect_alike(self, step: int, like: dict[str, Any], saved: dict[str, str]) -> None:
         """Raises unless a checkpoint is of this model, optimizer and average."""
@@ -176,7 +183,7 @@ class Checkpointer:
             return
         arrays = jax.tree.map(
             lambda x: np.zeros([min(n, 1) for n in x.shape], x.dtype),
-            without_keys(items.arrays_of(state)),
+            without_keys(self._arrays(state)),
         )
         run_item = self._item(run)
         place = self._store.directory / "trial"
@@ -271,7 +278,7 @@ class Checkpointer:
             logger.warning("%s. Training goes on; the checkpoints before it are whole.", error)
 
     def _put(self, store: Store, run: Run, state: State, data_state: dict[str, Any]) -> None:
-        store.save(run.step, items.arrays_of(state), data_state, self._item(run))
+        store.save(run.step, self._arrays(state), data_state, self._item(run))
 
     def _item(self, run: Run) -> dict[str, Any]:
         return {

@@ -1,6 +1,5 @@
 """The items of a checkpoint: a state as named arrays, and what decides a run's batches."""
 
-import collections
 import dataclasses
 from typing import Any
 
@@ -9,31 +8,29 @@ from flax import nnx
 
 from trainers.devices.arrays import as_carry, without_keys
 from trainers.devices.checksum import dotted, kind
+from trainers.devices.variables import named, nested, with_leaves
 from trainers.loop.plan import Plan
+from trainers.step import average
 from trainers.step.state import State
 
-_SUMS, _AVERAGE = "training.window.", "training.ema."
+_SUMS, AVERAGE = "training.window.", "training.ema."
 
 
 def arrays_of(state: State) -> dict[str, Any]:
     """Returns a state as two dicts: `model`, nested by name, and `training`, the rest by path.
 
+    Arrays without elements are left out, which Orbax refuses.
+
     Raises:
         ValueError: If two variables have one name once their paths are joined by dots.
     """
     leaves = jax.tree_util.tree_leaves_with_path(_without_model(state))
-    arrays = {
-        "model": nnx.to_pure_dict(nnx.merge_state(state.params, state.rest)),
-        "training": {dotted(path): leaf for path, leaf in leaves},
+    model = nnx.merge_state(state.params, state.rest)
+    named(model)  # which raises where two have one name
+    return {
+        "model": nested(model),
+        "training": {dotted(path): leaf for path, leaf in leaves if leaf.size},
     }
-    paths = [dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(arrays["model"])]
-    twice = [name for name, count in collections.Counter(paths).items() if count > 1]
-    if twice:
-        raise ValueError(
-            f"Two variables of the model are called {twice[0]!r} once their paths are joined by "
-            "dots, so a checkpoint cannot tell them apart: use names without dots."
-        )
-    return arrays
 
 
 def with_arrays(state: State, arrays: dict[str, Any], wrt: Any) -> State:
@@ -44,15 +41,33 @@ def with_arrays(state: State, arrays: dict[str, Any], wrt: Any) -> State:
         arrays: The dicts; an average that they lack begins with the parameters.
         wrt: Filter of the variables to train.
     """
+    given, training = named(arrays["model"]), arrays["training"]
     model = nnx.merge_state(state.params, state.rest)
-    nnx.replace_by_pure_dict(model, arrays["model"])
+    model = with_leaves(model, lambda name, own: given.get(name, own))
     params, rest = nnx.split_state(model, wrt, ...)
-    if state.ema is not None and not any(n.startswith("ema.") for n in arrays["training"]):
-        state = dataclasses.replace(state, ema=params)
-    training = jax.tree_util.tree_map_with_path(
-        lambda path, own: arrays["training"].get(dotted(path), own), _without_model(state)
+    if state.ema is not None:
+        state = dataclasses.replace(state, ema=average.begun(params, rest))
+    other = jax.tree_util.tree_map_with_path(
+        lambda path, own: training.get(dotted(path), own).astype(own.dtype), _without_model(state)
     )
-    return as_carry(dataclasses.replace(training, params=params, rest=rest))
+    return as_carry(dataclasses.replace(other, params=params, rest=rest))
+
+
+def model_of(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Returns a model's variables by name, with the average's values where `arrays` has some.
+
+    Args:
+        arrays: What `arrays_of` gave, or its `model` alone.
+    """
+    model = named(arrays["model"])
+    for path, value in arrays.get("training", {}).items():
+        if f"training.{path}".startswith(AVERAGE):
+            _, *parts = path.split(".")
+            # The path of a Variable's content has one part more than its name: `value`.
+            names = [".".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts))]
+            name = next(n for n in [*reversed(names), ".".join(parts)] if n in model)
+            model[name] = value
+    return model
 
 
 def taken_up(arrays: dict[str, Any], saved: dict[str, str]) -> dict[str, Any]:
@@ -66,10 +81,13 @@ def taken_up(arrays: dict[str, Any], saved: dict[str, str]) -> dict[str, Any]:
         saved: Dtype and shape of each array of the checkpoint, by its path.
     """
     own = kinds(arrays)
-    begins = {name for name in own.keys() - saved.keys() if name.startswith(_AVERAGE)}
+    begins = {name for name in own.keys() - saved.keys() if name.startswith(AVERAGE)}
     if _of(own, _SUMS) != _of(saved, _SUMS):
         begins |= _of(own, _SUMS).keys()
     training = {n: x for n, x in arrays["training"].items() if f"training.{n}" not in begins}
+    for name in _of(own, AVERAGE).keys() & saved.keys():  # kept in the parameters' dtype once
+        path = name.removeprefix("training.")
+        training[path] = training[path].astype(saved[name].partition("(")[0])
     return {**arrays, "training": training}
 
 
@@ -79,7 +97,8 @@ def differing(arrays: dict[str, Any], saved: dict[str, str]) -> list[str]:
     return [
         name
         for name in own | saved
-        if own.get(name) != saved.get(name) and not (name not in own and name.startswith(_SUMS))
+        if own.get(name) != saved.get(name)
+        and not (name not in own and name.startswith((_SUMS, AVERAGE)))
     ]
 
 

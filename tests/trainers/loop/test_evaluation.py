@@ -83,7 +83,7 @@ def test_predict_returns_one_row_a_record_in_stored_order(shuffle, n):
     data = points(n)
     source = memory({"x": data["x"], "label": data["label"]}, shuffle=shuffle)
     trainer = Trainer(Nested(), source, loss=_loss, batch_size=8)
-    outputs = trainer.predict(source)
+    outputs = trainer.predict(source, lambda model, batch: model(batch["x"]))
     assert isinstance(outputs["sum"], np.ndarray)
     np.testing.assert_allclose(outputs["sum"], data["x"].sum(-1), rtol=1e-5, atol=1e-6)
     assert outputs["more"][0].shape == (n, 3)
@@ -110,7 +110,7 @@ def test_predict_says_that_a_model_reduces_its_batch():
     source = memory({"x": points(8)["x"]})
     trainer = Trainer(Reduced(), source, loss=lambda model, batch: batch["x"][:, 0], batch_size=4)
     with pytest.raises(ValueError, match=r"shape \(\) for 4 records"):
-        trainer.predict(source)
+        trainer.predict(source, lambda model, batch: model(batch["x"]))
 
 
 def test_with_an_average_evaluation_and_predict_use_it():

@@ -28,7 +28,6 @@ from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
 from trainers.step.compiled import Loop
 from trainers.step.model import split
-from trainers.step.objective import Objective
 from trainers.step.state import State, Window
 from trainers.step.step import Update, train_step
 from trainers.task.task import infer
@@ -113,7 +112,7 @@ def _parts(model, source, batch_size):
     """Returns the train step of an inferred task, its data and a function that makes its state."""
     batches = EagerBatches(as_pipeline(source, batch_size), Layout())
     task, optimizer = infer(model, batches), optax.adamw(1e-3)
-    objective = Objective(task.loss, task.metrics, task.label)
+    objective = task.objective(batches, seed=0)
     definition, params, rest = split(model, nnx.Param, training=True)
     update = Update(optimizer, nnx.Param, accumulate=1, ema=None)
     step = train_step(definition, objective, update, batches.rows, Layout().slices)
