@@ -97,8 +97,7 @@ def differing(arrays: dict[str, Any], saved: dict[str, str]) -> list[str]:
     return [
         name
         for name in own | saved
-        if own.get(name) != saved.get(name)
-        and not (name not in own and name.startswith((_SUMS, AVERAGE)))
+        if own.get(name) != saved.get(name) and not (name not in own and name.startswith(_SUMS))
     ]
 
 
