@@ -151,7 +151,7 @@ def _objects(spec: ColumnSpec, values: pa.Array) -> tuple[np.ndarray, Faults]:
         try:
             rows[row] = convert(values[row : row + 1], Rows(1))[0]
         except ValueError as error:
-            found = str(error).partition(": ")[2]
+            found = str(error).partition(": ")[2].rstrip(".")
             faults[row] = Fault(spec.name, found, isinstance(error.__cause__, DamagedImage))
     return rows, faults
 
@@ -251,7 +251,7 @@ def _damage(spec: ColumnSpec, error: DamagedImage) -> Fault:
     return Fault(
         spec.name,
         f"{error}: the image cannot be decoded. Repair it, or leave such rows out with "
-        "on_bad_rows='skip'.",
+        "on_bad_rows='skip'",
         is_damage=True,
     )
 

@@ -88,9 +88,10 @@ class Encoder:
         extra = [name for name in seen if name not in names]
         if extra and self._columns is None:
             raise Unfit(
-                f"found the column {extra[0]!r}, and the stream's columns are {listed(names)}. "
-                "Declare all columns, features=datasets.Features({...}), or leave it out with "
-                "exclude_keys"
+                extra[0],
+                f"the stream's first rows have no such column, only {listed(names)}. Declare all "
+                "columns, features=datasets.Features({...}), or choose some with include_keys or "
+                "exclude_keys",
             )
         arrays, features = [], {}
         for name in names:
@@ -133,9 +134,22 @@ def _cast(values: list[Any], feature: Any) -> pa.Array:
 
 
 def _encode(values: list[Any], feature: Any) -> pa.Array:
-    stored = [cast_to_python_objects(_with_files(value)) for value in values]
-    encoded = [encode_nested_example(feature, value, level=1) for value in stored]
-    return pa.array(TypedSequence(encoded, type=feature))
+    stored = [_stored(feature, cast_to_python_objects(_with_files(value))) for value in values]
+    return pa.array(TypedSequence(stored, type=feature))
+
+
+def _stored(feature: Any, value: Any) -> Any:
+    """Returns a value as `datasets` stores it; a file that is stored already stays as it is."""
+    if isinstance(feature, _ARRAYS) and isinstance(value, float):
+        return None  # `datasets` gives nan for a None among arrays of many lengths
+    is_file = isinstance(value, dict) and value.keys() == {"bytes", "path"}
+    if is_file and not isinstance(feature, dict):
+        return value  # the encoder of sound would ask for torchcodec first
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {key: _stored(part, value.get(key)) for key, part in feature.items()}
+    if isinstance(feature, (datasets.List, datasets.LargeList)) and not _is_plain(feature):
+        return None if value is None else [_stored(feature.feature, item) for item in value]
+    return encode_nested_example(feature, value, level=1)
 
 
 def _is_truncated(values: list[Any], feature: Any) -> bool:
@@ -227,7 +241,8 @@ def _is_empty(value: Any) -> bool:
 def _unfit(name: str, value: Any, error: Exception) -> Unfit:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return Unfit(
-        f"column {name!r}: found {value!r:.60}, which does not fit its type ({text:.200}). "
+        name,
+        f"found {value!r:.60}, which does not fit its type ({text:.200}). "
         f"Declare a type that holds all rows, features=datasets.Features({{{name!r}: ...}}), or "
-        "change such rows with ds.map(...)"
+        "change such rows with ds.map(...)",
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from datarax.hub import network
-from datarax.stream.shards import Shards, Unfit, UsersError
+from datarax.stream.shards import Shards, Unfit, UsersError, unfit
 from datarax.stream.window import Slice, Table
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class OpenShard:
                         raise placed(error.error, self._label(row)) from error.error.__cause__
                     error = error.error
                 if isinstance(error, Unfit):
-                    raise self._error(ValueError, row, str(error)) from error
+                    raise unfit(error, row, self._shards.label(self.shard)) from error
                 if network.is_refusal(error):
                     raise self._error(refusal_of(error), row, said(error)) from error
                 if not network.is_transient(error):

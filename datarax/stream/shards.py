@@ -7,6 +7,7 @@ import datasets
 import pyarrow as pa
 
 from datarax.columns.arrow import expect_no_transform, gathered, without_views
+from datarax.hub import network
 from datarax.hub.private import positions_of, rows_between, table_of
 
 READ_ROWS = 8192  # rows per read of an Arrow reader: enough to hide what a read costs
@@ -65,7 +66,26 @@ def more_shards(shards: Shards) -> str:
 
 
 class Unfit(ValueError):
-    """A row that fits no column: never a bad row, since its data can be read."""
+    """A row that does not fit a column: never a bad row, since its data can be read.
+
+    Args:
+        column: The column's name.
+        found: What the row holds, and what to do.
+    """
+
+    def __init__(self, column: str, found: str):
+        super().__init__(column, found)
+        self.column, self.found = column, found
+
+
+def row_label(row: int, shard: str) -> str:
+    """Returns what an error calls a row of a shard, without secrets."""
+    return f"row {row} of {network.redacted(shard)}"
+
+
+def unfit(error: Unfit, row: int, shard: str) -> ValueError:
+    """Returns the error to raise for a row that does not fit a column."""
+    return ValueError(f"column {error.column!r}, {row_label(row, shard)}: {error.found}.")
 
 
 class UsersError(Exception):

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from datarax.columns.arrow import as_python, without_views
-from datarax.hub import network
 from datarax.stream.decoder import Decoder, Fault, Faults, Part
+from datarax.stream.shards import row_label
 
 
 class Table:
@@ -45,7 +45,7 @@ class Table:
 
     def label(self, row: int) -> str:
         """Names a row in an error."""
-        return f"row {self.first + row} of {network.redacted(self._named(self.shard))}"
+        return row_label(self.first + row, self._named(self.shard))
 
 
 class Slice(NamedTuple):
@@ -134,7 +134,7 @@ class Window:
         number = int(np.searchsorted(self._ends, read, side="right"))
         part = self._slices[number]
         label = part.label(read - int(self._ends[number]) + part.rows)
-        return ValueError(f"column {fault.column!r}, {label}: {fault.found}")
+        return ValueError(f"column {fault.column!r}, {label}: {fault.found}.")
 
     def check(self) -> str:
         """Returns a hash of length and last row: a window that was read again has the same."""
