@@ -24,6 +24,7 @@ from datasets.load import import_main_class, infer_module_for_data_files
 from datasets.naming import camelcase_to_snakecase as camelcase_to_snakecase
 from datasets.packaged_modules import _EXTENSION_TO_MODULE, _PACKAGED_DATASETS_MODULES
 from datasets.packaged_modules.cache.cache import Cache as Cache
+from datasets.table import cast_array_to_feature as cast_array_to_feature
 from datasets.utils.file_utils import is_local_path as is_local_path
 from datasets.utils.file_utils import xopen as xopen
 from huggingface_hub.utils import httpx as httpx

@@ -12,6 +12,7 @@ from datarax.columns.lists import leaf_type
 from datarax.errors import listed
 from datarax.hub.private import (
     TypedSequence,
+    cast_array_to_feature,
     cast_to_python_objects,
     encode_nested_example,
     generate_from_arrow_type,
@@ -21,8 +22,11 @@ from datarax.stream.shards import Unfit
 
 Row = dict[str, Any]
 
-# What Arrow and `datasets` raise where a value does not fit a type.
-_RAISED = (pa.ArrowException, TypeError, ValueError, LookupError, AttributeError, OverflowError)
+# Arrow and `datasets` raise these where a value does not fit a type.
+MISFITS = (
+    *(pa.ArrowException, TypeError, ValueError, LookupError, AttributeError, OverflowError),
+    OSError,  # Pillow has no format for pictures of a mode such as HSV
+)
 
 
 _ARRAYS = (datasets.Array2D, datasets.Array3D, datasets.Array4D, datasets.Array5D)
@@ -98,7 +102,7 @@ class Encoder:
             values = [row.get(name) for row in rows]
             try:
                 array, features[name] = self._column(name, values)
-            except _RAISED as error:
+            except MISFITS as error:
                 raise _unfit(name, values[0], error) from error
             arrays.append(array)
         return pa.Table.from_arrays(arrays, names=names), datasets.Features(features)
@@ -111,7 +115,7 @@ class Encoder:
         if not _is_plain(known) and _may_be(known, values):
             try:
                 return _encode(values, known), known
-            except _RAISED:  # the last `map` changed what the column is
+            except MISFITS:  # the last `map` changed what the column is
                 pass
         picture = _pictured(values)
         if picture is not None:
@@ -122,12 +126,33 @@ class Encoder:
         return array, generate_from_arrow_type(array.type)
 
 
+def fitted(table: pa.Table, features: datasets.Features) -> pa.Table:
+    """Returns a table with the types of the features; a column that does not fit stays as it is.
+
+    Args:
+        table: A table that a file was read into, which may lack columns and have others.
+        features: The features of the dataset.
+    """
+    if table.schema == features.arrow_schema:
+        return table
+    for name, feature in features.items():
+        if name not in table.column_names:
+            continue
+        try:
+            chunks = [cast_array_to_feature(chunk, feature) for chunk in table[name].chunks]
+            column = pa.chunked_array(chunks) if chunks else table[name]
+        except MISFITS:  # the decoder names the rows
+            continue
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
 def _cast(values: list[Any], feature: Any) -> pa.Array:
     if not _is_plain(feature):
         return _encode(values, feature)
     try:
         return pa.array(TypedSequence(values, type=feature))
-    except _RAISED:
+    except MISFITS:
         if _is_truncated(values, feature):
             raise
         return _encode(values, feature)  # as `datasets` does: "7" is 7 in a column of integers
@@ -156,7 +181,7 @@ def _is_truncated(values: list[Any], feature: Any) -> bool:
     """Returns whether floats would become integers, which `datasets` rounds without a word."""
     try:
         given = leaf_type(pa.array(TypedSequence(values)).type)
-    except _RAISED:
+    except MISFITS:
         return any(isinstance(value, float) and not value.is_integer() for value in values)
     wanted = leaf_type(pa.schema(datasets.Features({"x": feature}).type).field("x").type)
     return pa.types.is_floating(given) and pa.types.is_integer(wanted)

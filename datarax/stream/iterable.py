@@ -6,7 +6,7 @@ The private names of `datasets.iterable_dataset` are in `datarax.stream.steps`.
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from logging import getLogger
+from logging import INFO, WARNING, getLogger
 from typing import Any, Self
 
 import datasets
@@ -59,7 +59,8 @@ class IterableShards:
         self.hint = steps.why_whole(chain, split_files)
         self._by_file = not self.hint
         if self.hint and dataset.num_shards > 1:
-            logger.warning("%d files are read as one shard: %s.", dataset.num_shards, self.hint)
+            level = WARNING if split_files or "not known" in self.hint else INFO
+            logger.log(level, "%d files are one shard: %s.", dataset.num_shards, self.hint)
         if self._by_file and split_files and dataset.num_shards < 8:
             finer = dataset.reshard()
             dataset = finer if finer.num_shards <= _LONGEST else dataset
@@ -104,7 +105,9 @@ class IterableShards:
     def _part(self, shard: int, epoch: int = 0) -> datasets.IterableDataset:
         # Not shard(1, 0), which would move the borders of `skip` and `take`.
         part = self._dataset.shard(self.num_shards, shard) if self._by_file else self._dataset
-        return steps.copied(part, part.epoch + epoch, as_tables=self._is_arrow)
+        return steps.copied(
+            part, part.epoch + epoch, as_tables=self._is_arrow, features=self.features
+        )
 
     def _tables(self, part: datasets.IterableDataset, state: Any) -> Iterator[tuple[pa.Table, Any]]:
         if not self._is_arrow:

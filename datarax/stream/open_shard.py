@@ -182,7 +182,9 @@ def _close(tables: Iterator) -> None:
 def placed(error: Exception, label: str) -> Exception:
     """Returns an error of a user's function, whose message begins with the row that it got."""
     error.add_note(f"Raised by a function of the dataset's map or filter, at {label}.")
-    if len(error.args) <= 1:  # an OSError makes its message of two
+    if isinstance(error, OSError) and error.strerror is not None:
+        error.strerror = f"{label}: {error.strerror}"
+    elif len(error.args) <= 1:
         error.args = (": ".join([label, *map(str, error.args)]),)
     return error
 

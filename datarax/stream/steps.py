@@ -7,9 +7,11 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from datasets.iterable_dataset import (
     ArrowExamplesIterable,
     BufferShuffledExamplesIterable,
@@ -22,6 +24,7 @@ from datasets.iterable_dataset import (
 )
 
 from datarax.hub.private import require_decoding
+from datarax.stream.encoder import MISFITS, fitted
 from datarax.stream.pictures import opened
 from datarax.stream.shards import UsersError
 
@@ -130,23 +133,66 @@ def column_names(dataset: datasets.IterableDataset) -> list[str]:
 
 
 def copied(
-    dataset: datasets.IterableDataset, epoch: int, *, as_tables: bool
+    dataset: datasets.IterableDataset,
+    epoch: int,
+    *,
+    as_tables: bool,
+    features: datasets.Features | None,
 ) -> datasets.IterableDataset:
     """Returns a dataset that is read on its own: steps keep their position in themselves.
+
+    Its rows come as the last step gives them. `datasets` itself would stop at a table that does not
+    fit the features, and encode and decode each row of Python by them.
 
     Args:
         dataset: The dataset.
         epoch: Which order of `shuffle`.
-        as_tables: Whether its rows come as tables. Otherwise they come as the last step gives them:
-            `datasets` would encode and decode each row by the features, and encode it again.
+        as_tables: Whether its rows come as tables.
+        features: The features that tables are cast to, as far as they fit; None to cast none.
     """
     dataset = copy.copy(dataset)
     dataset._ex_iterable = _copied(dataset._ex_iterable)
     dataset._epoch = epoch
+    dataset._info = dataset._info.copy()
+    dataset._info.features = None
     if not as_tables:
-        dataset._formatting, dataset._info = None, dataset._info.copy()
-        dataset._info.features = None
+        dataset._formatting = None
+    elif features is not None:
+        dataset._ex_iterable = _Fitted(dataset._ex_iterable, features)
     return dataset
+
+
+def _as_read(function: Callable) -> Callable:
+    """Returns a builder's method that gives a table as it was read where it fits no features.
+
+    Builders cast each table before anybody sees it. What they raise names no row, and takes the
+    rest of the file with it.
+    """
+    if not (inspect.ismethod(function) and "_cast_table" in dir(function.__self__)):
+        return function
+    builder = copy.copy(function.__self__)
+    cast = builder._cast_table
+
+    def attempt(table: pa.Table, *args: Any, **kwargs: Any) -> pa.Table:
+        try:
+            return cast(table, *args, **kwargs)
+        except MISFITS:
+            return table
+
+    builder._cast_table = attempt
+    return MethodType(function.__func__, builder)
+
+
+class _Fitted(SelectColumnsIterable):
+    """A step that casts tables; its state is that of the step before."""
+
+    def __init__(self, step: Step, features: datasets.Features):
+        super().__init__(step, list(features))
+        self._wanted = features
+
+    def _iter_arrow(self) -> Iterator[tuple[Any, pa.Table]]:
+        for key, table in self.ex_iterable.iter_arrow():
+            yield key, fitted(table, self._wanted) if len(table) else table
 
 
 def _copied(step: Step) -> Step:
@@ -155,6 +201,8 @@ def _copied(step: Step) -> Step:
         step.ex_iterable = _copied(step.ex_iterable)
     if "ex_iterables" in vars(step):
         step.ex_iterables = [_copied(inner) for inner in step.ex_iterables]
+    if type(step) is ArrowExamplesIterable:
+        step.generate_tables_fn = _as_read(step.generate_tables_fn)
     if isinstance(step, MappedExamplesIterable):
         if step.decoding_pool is None:
             step.function = _users(step.function)

@@ -120,10 +120,10 @@ class Stream:
         while count > 0 and (window := self._ready()) is not None:
             stop = min(self._position + count, len(window))
             part, faults = window.rows(self._position, stop)
-            for row, fault in sorted(faults.items()):
-                if not fault.is_damage or self._policy.on_bad_rows == "raise":
-                    raise window.error(self._position + row, fault)
             if faults:
+                for row, fault in sorted(faults.items()):
+                    if not fault.is_damage or self._policy.on_bad_rows == "raise":
+                        raise window.error(self._position + row, fault)
                 keep = np.setdiff1d(np.arange(stop - self._position), list(faults))
                 part = {path: column[keep] for path, column in part.items()}
             good = stop - self._position - len(faults)

@@ -98,6 +98,7 @@ class Window:
         self.anchor, self.number = anchor, number
         self._slices, self._decoder, self._order = slices, decoder, permutation
         self._ends = np.cumsum([part.rows for part in slices])
+        self._length = int(self._ends[-1])
         made = [part.numbers(decoder) for part in slices]
         self._numbers = joined([columns for columns, _ in made])
         starts = (self._ends - [part.rows for part in slices]).tolist()
@@ -112,11 +113,13 @@ class Window:
         self._check: str | None = None
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._length
 
     def rows(self, start: int, stop: int) -> tuple[Part, Faults]:
         """Returns rows `start` to `stop`, and those among them that are wrong."""
         part = {path: column[start:stop] for path, column in self._numbers.items()}
+        if not (self._faults or self._tables):
+            return part, {}
         order = self._order
         rows = np.arange(start, stop) if order is None else order[start:stop]
         faults: Faults = {}
