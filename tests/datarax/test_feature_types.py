@@ -169,12 +169,17 @@ def same(found, given) -> bool:
     return type(found) is type(given) and found == given
 
 
-def records(source):
-    """Yields the records, up to the first that cannot be given, and its error."""
+def records(make, *arguments):
+    """Yields a source's records, up to the first that cannot be given, and its error."""
     try:
-        yield from source
+        yield from make(*arguments)
     except ValueError as error:
         yield error
+
+
+def of_folder(folder):
+    config = HFStreamingConfig(name=str(folder), split="train", streaming=True)
+    return HFStreamingSource(config)
 
 
 @pytest.mark.parametrize("nulls", [False, True], ids=["whole", "with None"])
@@ -191,23 +196,14 @@ def test_what_datasets_gives_is_what_comes(name, way, nulls, tmp_path):
         given = list(data)
     except Exception as error:
         pytest.skip(f"datasets gives no rows: {error!r:.80}")
-    try:
-        if make is None:
-            source = HFStreamingSource(
-                HFStreamingConfig(name=str(tmp_path), split="train", streaming=True)
-            )
-        else:
-            source = make(data)
-    except ValueError as error:  # a 64-bit integer among the first rows
-        assert re.search(r"column 'v', row \d+", str(error))
-        return
-    for found, wanted in itertools.zip_longest(records(source), given):
-        if isinstance(found, ValueError):
-            assert re.search(r"column 'v', row \d+", str(found))
+    found = records(of_folder, tmp_path) if make is None else records(make, data)
+    for record, wanted in itertools.zip_longest(found, given):
+        if isinstance(record, ValueError):
+            assert re.search(r"column 'v', row \d+", str(record))
             return
-        assert found is not None, f"lost: {wanted}"
-        assert wanted is not None, f"more than there is: {found}"
-        assert same(found, wanted), (found, wanted)
+        assert record is not None, f"lost: {wanted}"
+        assert wanted is not None, f"more than there is: {record}"
+        assert same(record, wanted), (record, wanted)
 
 
 def test_each_feature_type_has_a_case():
