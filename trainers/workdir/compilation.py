@@ -28,7 +28,7 @@ def cached(workdir: epath.Path) -> Iterator[None]:
     Args:
         workdir: The run's directory.
     """
-    if jax.config.read("jax_compilation_cache_dir"):
+    if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         yield
         return
     directory = workdir / "compilation"
