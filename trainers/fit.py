@@ -71,6 +71,8 @@ class Fit:
             elif (path := plan.init_from) is not None:
                 agreement.together(lambda: initialize(plan.model, path))
                 self.state = program.initial_state(plan)
+            if restored is None and plan.task.inferred:
+                self._progress.say(plan.task.inferred)
             if not self._signals.asked():
                 with self.clock.spent("compiling"):
                     self._compile(loop)

@@ -28,6 +28,7 @@ class Preflight:
 
     Args:
         parameters: Number of trained parameters.
+        inferred: What was inferred of loss, metrics and inputs; empty where nothing was.
         overview: A table of all parameters, for people.
         state_bytes: Memory of parameters, optimizer and the rest of the state.
         data_bytes: Memory of the data.
@@ -40,6 +41,7 @@ class Preflight:
     """
 
     parameters: int
+    inferred: str
     overview: str
     state_bytes: int
     data_bytes: int
@@ -63,6 +65,7 @@ class Preflight:
         parts = f"state {size(self.state_bytes)}, data {size(self.data_bytes)}"
         return "\n".join(
             [
+                *([self.inferred] if self.inferred else []),
                 self.overview,
                 f"memory    {needed} of {size(self.limit_bytes)}: {parts}",
                 f"compiling {self.compile_seconds:.1f} s",
@@ -98,6 +101,7 @@ def preflight(plan: Plan) -> Preflight:
     state_bytes, step_seconds = memory.nbytes(state), _timed(loop, plan, state)
     return Preflight(
         parameters=parameters,
+        inferred=plan.task.inferred,
         overview=overview(plan.model),
         state_bytes=state_bytes,
         data_bytes=memory.nbytes(data),

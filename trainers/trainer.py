@@ -118,6 +118,7 @@ class Trainer:
         >>> x = np.arange(8.0)[:, None]
         >>> source = MemorySource(MemorySourceConfig(), {"x": x, "target": 2 * x[:, 0]})
         >>> result = Trainer(Linear(nnx.Rngs(0)), source, steps=20).fit()  # doctest: +ELLIPSIS
+        x: float32 (batch, 1) -> predictions (batch, 1); squared error of target
         step 20/20 ...
         >>> result.status
         'finished'
@@ -215,6 +216,7 @@ class Trainer:
             pipeline=self.pipeline,
             batches=self._batches,
             layout=layout,
+            task=self._task,
             objective=self._task.objective(self._batches, seed=given.seed),
             update=Update(
                 plain(given.optimizer), wrt, given.accumulate, given.ema, log_gradient_norm

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import inspect
 import platform
 import sys
 from typing import Any
@@ -15,13 +16,17 @@ from datarax import Pipeline
 from trainers.arguments import Checkpoints
 from trainers.callbacks import Callback, every
 from trainers.data.batches import Batches
+from trainers.devices import memory
 from trainers.devices.arrays import without_keys
 from trainers.devices.checksum import checksums
 from trainers.devices.layout import Layout
 from trainers.devices.variables import concrete, named
 from trainers.loop.evaluation import Evaluator
 from trainers.step.objective import Objective
+from trainers.step.optimizer import described
 from trainers.step.step import Update
+from trainers.task.own import OwnLoss
+from trainers.task.task import Task
 from trainers.writers import Writer
 
 _PACKAGES = "jax", "flax", "optax", "datasets"
@@ -35,6 +40,7 @@ class Plan:
     pipeline: Pipeline
     batches: Batches
     layout: Layout
+    task: Task | OwnLoss
     objective: Objective
     update: Update
     evaluators: dict[str, Evaluator]
@@ -69,11 +75,17 @@ def variables(model: nnx.Module) -> dict[str, str] | None:
     return checksums(without_keys(numbers))
 
 
+def _name(value: Any) -> Any:
+    """Returns a function or a class by its name, which is the same in all processes."""
+    return value.__qualname__ if inspect.isroutine(value) or isinstance(value, type) else value
+
+
 def configuration(plan: Plan) -> dict[str, Any]:
     """Returns what a run was told and where it runs, by name: numbers and texts."""
     batches, update, devices = plan.batches, plan.update, jax.devices()
+    kinds = {"ema": update.ema, "wrt": update.wrt, "sharding": plan.layout.placement.rule}
+    names = {name: _name(kind) for name, kind in kinds.items()}
     precision, mesh = plan.objective.precision, plan.layout.mesh
-    rule = plan.layout.placement.rule
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
     return {
         "command": " ".join(sys.argv),
@@ -81,8 +93,13 @@ def configuration(plan: Plan) -> dict[str, Any]:
         "data": plan.pipeline.source.label,
         "batch_size": batches.batch_size,
         "steps": plan.steps,
+        "loss": plan.task.name,
+        "inferred": plan.task.inferred or None,
+        "optimizer": described(update.optimizer),
         "accumulate": update.accumulate,
-        "ema": update.ema,
+        "ema": names["ema"],
+        "wrt": names["wrt"],
+        "seed of the source": plan.pipeline.source.seed,
         "precision": None if precision is None else jax.numpy.dtype(precision).name,
         "log_every": plan.log_every,
         "eval_every": plan.eval_every if plan.evaluators else None,
@@ -90,7 +107,8 @@ def configuration(plan: Plan) -> dict[str, Any]:
         "workdir": str(plan.workdir),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "mesh": None if mesh is None else str(dict(mesh.shape)),
-        "sharding": getattr(rule, "__name__", rule),
+        "device memory": memory.size(memory.limit()),
+        "sharding": names["sharding"],
         "shards": plan.pipeline.shards,
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
     }

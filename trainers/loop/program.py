@@ -17,6 +17,7 @@ from trainers.loop.plan import Plan
 from trainers.step.average import begun, of, replaced
 from trainers.step.compiled import Loop
 from trainers.step.model import split
+from trainers.step.optimizer import rate_of
 from trainers.step.state import State, Window
 from trainers.step.step import Rows, train_step
 
@@ -42,12 +43,17 @@ def initial_state(plan: Plan) -> State:
     def begin(params: nnx.State) -> Any:
         return as_carry(update.optimizer.init(params))
 
-    window = Window.empty(plan.objective.metrics, gradient_norm=update.gradient_norm)
+    # One program makes all of it where it stays; a call of `init` compiles one a shape.
+    optimizer = jax.jit(begin, out_shardings=shardings)(params)
+    window = Window.empty(
+        plan.objective.metrics,
+        gradient_norm=update.gradient_norm,
+        learning_rate=rate_of(update.optimizer, optimizer, jnp.int32(0)) is not None,
+    )
     return State(
         params=params,
         rest=rest,
-        # One program makes all of it where it stays; a call of `init` compiles one a shape.
-        optimizer=jax.jit(begin, out_shardings=shardings)(params),
+        optimizer=optimizer,
         ema=None if update.decay is None else as_carry(begun(params, rest)),
         stages=layout.replicate(as_carry(plan.batches.stages)),
         window=layout.replicate(as_carry(window)),

@@ -24,33 +24,44 @@ class Window:
         weight: Sum of the weights, float32.
         metrics: The metrics' state.
         gradient_norm: Sum and number of the gradients' norms, or None.
+        learning_rate: The last step's, float32, or None.
     """
 
     loss: jax.Array
     weight: jax.Array
     metrics: clu.Collection
     gradient_norm: clu.Average | None = None
+    learning_rate: jax.Array | None = None
 
     @classmethod
-    def empty(cls, metrics: type[clu.Collection], *, gradient_norm: bool = False) -> "Window":
+    def empty(
+        cls,
+        metrics: type[clu.Collection],
+        *,
+        gradient_norm: bool = False,
+        learning_rate: bool = False,
+    ) -> "Window":
         """Returns the window before the first step."""
-        return _empty(metrics, gradient_norm)
+        return _empty(metrics, gradient_norm, learning_rate)
 
     def begun_anew(self) -> "Window":
         """Returns a window of the same sums before the first step."""
-        return _empty(type(self.metrics), self.gradient_norm is not None)
+        shown = self.gradient_norm is not None, self.learning_rate is not None
+        return _empty(type(self.metrics), *shown)
 
     def add(self, loss: jax.Array, weight: jax.Array, metrics: clu.Collection) -> "Window":
         """Returns the window with one more batch's sums; dtypes stay as they are."""
         sums = self.loss + loss, self.weight + weight, self.metrics.merge(metrics)
-        return keep_dtypes(Window(*sums, self.gradient_norm), self)
+        return keep_dtypes(Window(*sums, self.gradient_norm, self.learning_rate), self)
 
-    def add_gradient(self, gradients: nnx.State) -> "Window":
-        """Returns the window with the norm of one more step's gradient, where it sums them up."""
-        if self.gradient_norm is None:
-            return self
-        norm = clu.Average.from_model_output(optax.global_norm(gradients).astype(jnp.float32))
-        return dataclasses.replace(self, gradient_norm=self.gradient_norm.merge(norm))
+    def add_update(self, gradients: nnx.State, rate: jax.Array | None) -> "Window":
+        """Returns the window with one more step's gradient and learning rate, where it has them."""
+        norm = self.gradient_norm
+        if norm is not None:
+            own = optax.global_norm(gradients).astype(jnp.float32)
+            norm = norm.merge(clu.Average.from_model_output(own))
+        rate = None if self.learning_rate is None else rate
+        return dataclasses.replace(self, gradient_norm=norm, learning_rate=rate)
 
     def compute(self) -> dict[str, Any]:
         """Returns the loss, the metrics and the gradient's norm by name, as NumPy values."""
@@ -60,6 +71,8 @@ class Window:
             values["loss"] = window.loss / window.weight
             if window.gradient_norm is not None:
                 values["gradient_norm"] = window.gradient_norm.compute()
+            if window.learning_rate is not None:
+                values["learning_rate"] = window.learning_rate
         for name, value in values.items():
             if np.ndim(value):
                 raise ValueError(
@@ -69,10 +82,11 @@ class Window:
         return values
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # one call: each log begins a new window
-def _empty(metrics: type[clu.Collection], gradient_norm: bool) -> Window:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # one call: each log begins a new window
+def _empty(metrics: type[clu.Collection], gradient_norm: bool, learning_rate: bool) -> Window:
     norms = clu.Average.empty() if gradient_norm else None
-    return Window(jnp.zeros(()), jnp.zeros(()), *as_carry((metrics.empty(), norms)))
+    rate = jnp.zeros(()) if learning_rate else None
+    return Window(jnp.zeros(()), jnp.zeros(()), *as_carry((metrics.empty(), norms, rate)))
 
 
 @jax.tree_util.register_dataclass

@@ -16,6 +16,7 @@ from jax.extend import core
 from trainers.devices.arrays import keep_dtypes
 from trainers.step.average import Average, moved
 from trainers.step.objective import Batch, Objective
+from trainers.step.optimizer import rate_of
 from trainers.step.precision import lower, lower_params
 from trainers.step.state import State, Window
 
@@ -119,7 +120,8 @@ def train_step(
         ema = state.ema
         if ema is not None and update.decay is not None:
             ema = moved(ema, params, rest, t, update.decay)
-        window = state.window.add(sum_.loss, sum_.weight, sum_.metrics).add_gradient(gradients)
+        window = state.window.add(sum_.loss, sum_.weight, sum_.metrics)
+        window = window.add_update(gradients, rate_of(update.optimizer, optimizer_state, t))
         new = State(params, rest, optimizer_state, ema, stages, window, loss)
         new = keep_dtypes(new, state)
         return (new, gradients) if gradient else new

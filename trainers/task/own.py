@@ -46,6 +46,12 @@ class OwnLoss:
         self._has_accuracy = False  # known once the loss is traced
 
     @property
+    def name(self) -> str:
+        """What the loss is called."""
+        name = getattr(self._loss, "__qualname__", type(self._loss).__qualname__)
+        return name if name != "<lambda>" else "a lambda"
+
+    @property
     def inferred(self) -> str:
         """What is inferred, in one line, known once the loss is traced."""
         return "accuracy of the loss's logits and labels" if self._has_accuracy else ""

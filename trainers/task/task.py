@@ -51,6 +51,11 @@ class Task:
         self._outputs = ""  # known once the model is traced
 
     @property
+    def name(self) -> str:
+        """What the loss is called, with its column."""
+        return self._kind.name
+
+    @property
     def inferred(self) -> str:
         """What is inferred, in one line; what the model returns is known once it is traced."""
         told = [f"{self._inputs} -> {self._kind.outputs}{self._outputs}", self._kind.name]
