@@ -36,15 +36,9 @@ def initial_state(plan: Plan) -> State:
             "the model itself, or write Trainer(..., init_from=workdir)."
         )
     params, rest = concrete((params, rest))
-    like = agreement.together(lambda: _expect_fits(plan, params, rest))
+    agreement.together(lambda: _expect_fits(plan, params, rest))
     params, rest = as_carry(layout.placement.model(params, rest))
-    shardings = jax.tree.map(lambda x: x.sharding, like)  # None on one device
-
-    def begin(params: nnx.State) -> Any:
-        return as_carry(update.optimizer.init(params))
-
-    # One program makes all of it where it stays; a call of `init` compiles one a shape.
-    optimizer = jax.jit(begin, out_shardings=shardings)(params)
+    optimizer = as_carry(update.optimizer.init(params))
     window = Window.empty(
         plan.objective.metrics,
         gradient_norm=update.gradient_norm,
@@ -53,7 +47,7 @@ def initial_state(plan: Plan) -> State:
     return State(
         params=params,
         rest=rest,
-        optimizer=optimizer,
+        optimizer=layout.placement.beside(params, optimizer),
         ema=None if update.decay is None else as_carry(begun(params, rest)),
         stages=layout.replicate(as_carry(plan.batches.stages)),
         window=layout.replicate(as_carry(window)),
@@ -61,11 +55,8 @@ def initial_state(plan: Plan) -> State:
     )
 
 
-def _expect_fits(plan: Plan, params: nnx.State, rest: nnx.State) -> Any:
-    """Returns shapes and places of the optimizer's state; raises before anything is placed.
-
-    What a device says when its memory is full names no way out.
-    """
+def _expect_fits(plan: Plan, params: nnx.State, rest: nnx.State) -> None:
+    """Raises before anything is placed: what a device says then names no way out."""
     placement = plan.layout.placement
     params, rest = placement.model(params, rest, described)
     optimizer = jax.eval_shape(plan.update.optimizer.init, params)
@@ -77,7 +68,6 @@ def _expect_fits(plan: Plan, params: nnx.State, rest: nnx.State) -> Any:
         "the rest": rest,
     }
     memory.expect_state_fits(parts, 1 if plan.layout.mesh is None else plan.layout.mesh.size)
-    return optimizer
 
 
 def loop(
