@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 class Cells(Protocol):
@@ -14,8 +15,9 @@ class Cells(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
         """Returns the rows at `indices`, int64 of shape `(k,)`, as objects of that shape."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class HostColumn:
         Returns:
             The column.
         """
-        cells = object_array(objects)
+        cells: Any = object_array(objects)
         found = f"row 0 is {cells[0]!r:.60}" if len(cells) else "it has no rows"
         fix = f"Turn it into numbers first, or leave it out: exclude_keys={{{name!r}}}"
         return cls(name, cells, reason=found, fix=fix)
@@ -111,7 +113,7 @@ class HostColumn:
             IndexError: A row number is out of range.
             TypeError: The row numbers are traced (see `error`).
         """
-        if isinstance(indices, jax.core.Tracer):
+        if isinstance(indices, Tracer):
             raise self.error()
         indices = np.asarray(indices, np.int64)
         outside = (indices < -len(self)) | (indices >= len(self))
@@ -138,7 +140,7 @@ class HostColumn:
         return len(self.cells)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, jax.core.Tracer):
+        if isinstance(index, Tracer):
             raise self.error()
         if isinstance(index, slice):
             return self.take(np.arange(*index.indices(len(self))))
@@ -213,7 +215,7 @@ class _Selected:
         return self._cells[self._rows[indices]]
 
 
-def object_array(objects: Sequence[Any]) -> np.ndarray:
+def object_array(objects: Sequence[Any] | np.ndarray) -> np.ndarray:
     """Returns an object array of shape `(n,)`, whatever the objects are (lists, arrays, text)."""
     if isinstance(objects, np.ndarray) and objects.dtype == object and objects.ndim == 1:
         return objects

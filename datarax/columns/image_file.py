@@ -68,7 +68,7 @@ def _loaded(encoded: bytes | None, path: str | None) -> PIL.Image.Image:
     # Of a small PNG, asking every other format first and looking for a rotation where there is no
     # chunk of text would take a quarter of the time.
     formats = ("PNG",) if encoded and encoded.startswith(_PNG) else None
-    with nullcontext(BytesIO(encoded)) if encoded is not None else open(path, "rb") as file:
+    with nullcontext(BytesIO(encoded)) if encoded is not None else open(path or "", "rb") as file:
         image = PIL.Image.open(file, formats=formats)
         image.load()
         if (image.format != "PNG" or image.info) and Exif.Orientation in image.getexif():
@@ -93,7 +93,7 @@ def image_shape(value: dict[str, Any]) -> tuple[int, int, int] | None:
         return None  # decoding it tells what is wrong
 
 
-def dimensions(size: tuple[int, int] | None) -> str:
+def dimensions(size: tuple[int, ...] | None) -> str:
     """Returns what an error says of width and height, None for no image."""
     return "None" if size is None else f"{size[0]}x{size[1]} pixels"
 

@@ -102,9 +102,9 @@ class _Canvas:
     def __init__(self, rows: Rows, mode: str | None):
         self.rows = rows
         self.mode = mode
-        self.size = None
-        self.first = None
-        self.pixels = None
+        self.size = 0, 0
+        self.first = 0
+        self.pixels: np.ndarray | None = None
 
     @property
     def large(self) -> bool:
@@ -114,6 +114,7 @@ class _Canvas:
         if self.pixels is None:
             self.first, self.size = row, image.size
             self.mode = widest({self.mode or image.mode, image.mode}) or image.mode
+        assert self.mode is not None
         if image.size != self.size:
             raise _unlike(self.rows, row, dimensions(image.size), self.first, dimensions(self.size))
         if image.mode != self.mode:

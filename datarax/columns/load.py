@@ -108,7 +108,9 @@ def load_columns(
 
 def _check(dataset: datasets.Dataset) -> None:
     if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        raise TypeError(f"Expected one split, got a dict of them: take one of {listed(dataset)}.")
+        raise TypeError(
+            f"Expected one split, got a dict of them: take one of {listed(map(str, dataset))}."
+        )
     if not isinstance(dataset, datasets.Dataset):
         raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
     expect_no_transform(dataset)
@@ -159,7 +161,8 @@ def _values(column: Column, scope: Rows) -> "np.ndarray | HostColumn":
 def _compact(column: "np.ndarray | HostColumn", whole: np.ndarray) -> "np.ndarray | HostColumn":
     """Keeps the rows at `whole`, which ascend, in place: there may be no memory for two arrays."""
     if isinstance(column, HostColumn):
-        return column.over(column.cells.select(whole))
+        cells: Any = column.cells  # of Arrow: `select` reads none of them
+        return column.over(cells.select(whole))
     for start in range(0, len(whole), _COMPACTED):
         some = whole[start : start + _COMPACTED]
         column[start : start + len(some)] = column[some]

@@ -5,11 +5,13 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyarrow import compute
 
 from datarax.columns.arrow import Column, Rows, blocks
 
 Path = tuple[str, ...]
+
+_compute: Any = compute  # its functions are made at run time
 
 
 def nested(leaves: Iterable[tuple[Path, Any]]) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def nested(leaves: Iterable[tuple[Path, Any]]) -> dict[str, Any]:
 def at(table: pa.Table, path: Path) -> pa.ChunkedArray:
     """Returns the values that a table holds at a path."""
     values = table.column(path[0])
-    return pc.struct_field(values, list(path[1:])) if path[1:] else values
+    return _compute.struct_field(values, list(path[1:])) if path[1:] else values
 
 
 def parts(column: Column, scope: Rows) -> Iterator[Column]:
@@ -52,7 +54,7 @@ def parts(column: Column, scope: Rows) -> Iterator[Column]:
         feature = {field.name: None for field in values.type}
     if isinstance(feature, dict) and feature and not _has_nulls(values, scope):
         for key, part in feature.items():
-            inner = pc.struct_field(values, [key])
+            inner = _compute.struct_field(values, [key])
             yield from parts(Column((*column.path, key), part, inner, column.rows), scope)
     else:
         yield column

@@ -17,8 +17,6 @@ from datarax.columns.lists import (
     values,
 )
 
-_IN_32_BITS = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
-
 
 def dense(column: Column, scope: Rows) -> np.ndarray:
     """Reads a column of numbers into one array.
@@ -62,6 +60,7 @@ def dense(column: Column, scope: Rows) -> np.ndarray:
         _check_range(column, read, dtype, indices(where))
         with np.errstate(over="ignore"):  # a float64 out of range rounds to infinity
             out[where] = read
+    assert out is not None  # there are rows
     return out
 
 
@@ -74,9 +73,9 @@ def array_dtype(feature: object, stored: np.dtype) -> np.dtype:
     """
     while isinstance(feature, (datasets.List, datasets.LargeList)):
         feature = feature.feature
-    if jax.config.jax_enable_x64 and not isinstance(feature, datasets.ClassLabel):
-        return stored
-    return np.dtype(_IN_32_BITS.get(stored.name, stored.name))
+    if isinstance(feature, datasets.ClassLabel):
+        return np.dtype(np.int32)
+    return np.dtype(jax.dtypes.canonicalize_dtype(stored))
 
 
 def _expect(whole: Column, block: pa.Array, shape: tuple[int, ...]) -> None:
@@ -111,7 +110,7 @@ def _check_range(column: Column, read: np.ndarray, dtype: np.dtype, rows: np.nda
     outside = (read < limits.min) | (read > limits.max)
     block_row = np.argwhere(outside)[0]
     raise ValueError(
-        f"column {column.name!r}, row {column.rows.number(rows[block_row[0]])}: "
+        f"column {column.name!r}, row {column.rows.number(int(rows[block_row[0]]))}: "
         f"{read[tuple(block_row)]} does not fit into {dtype.name}, and JAX has 64-bit integers "
         "only after jax.config.update('jax_enable_x64', True). Write that, store smaller numbers, "
         f"or leave the column out: exclude_keys={{{column.path[0]!r}}}"

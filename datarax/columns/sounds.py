@@ -37,7 +37,8 @@ def samples(feature: datasets.Audio, value: dict[str, Any]) -> np.ndarray:
         raise ImportError("Reading sounds needs soundfile: pip install datarax[audio]") from error
     encoded, path = value["bytes"], value["path"]
     try:
-        with xopen(path, "rb") if encoded is None else BytesIO(encoded) as file:
+        opened: Any = xopen(path, "rb") if encoded is None else BytesIO(encoded)
+        with opened as file:
             read, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (OSError, RuntimeError, TypeError) as error:  # soundfile's own are RuntimeErrors
         raise DamagedSound(f"{type(error).__name__}: {error}") from error

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import datasets.config
 import huggingface_hub
+from datasets import config
 
 from datarax.errors import closest, listed
 from datarax.hub import builders, cache, client, parquet, splits
@@ -91,8 +92,8 @@ def load_split(
     data_dir = None if data_dir is None else str(data_dir)
     asked = kwargs.pop("revision", None)
     revision = revision or (None if asked is None else str(asked))
-    if (config := kwargs.get("download_config")) is not None:
-        kwargs.setdefault("token", config.token)
+    if (download := kwargs.get("download_config")) is not None:
+        kwargs.setdefault("token", download.token)
     options = {"name": config_name, "data_dir": data_dir}
     options |= {key: value for key, value in kwargs.items() if key not in splits.AFTER}
     place = Path(name).expanduser()
@@ -171,7 +172,7 @@ def _plain(value: Any) -> Any:
 
 
 def _offline() -> bool:
-    return huggingface_hub.constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE
+    return huggingface_hub.constants.HF_HUB_OFFLINE or config.HF_HUB_OFFLINE
 
 
 def _checked(download_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

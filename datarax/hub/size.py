@@ -1,6 +1,7 @@
 """How large a split is, by its files, before any of it is prepared."""
 
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -39,11 +40,9 @@ def size_of(builder: Any, split: str) -> Size:
     keys = list(known or counts) if split == "all" else [part.strip() for part in split.split("+")]
     files = [str(file) for key in keys for file in known.get(key, ())]
     if not files or not all(map(os.path.isfile, files)):
-        rows = [counts[key].num_examples if key in counts else None for key in keys]
-        return Size(sum(rows)) if all(rows) else Size()
+        return _sum(counts[key].num_examples if key in counts else None for key in keys)
     if builder.name == "parquet":
-        rows = [parquet.num_rows(builder, key) for key in keys]
-        return Size(None if None in rows else sum(rows))
+        return _sum(parquet.num_rows(builder, key) for key in keys)
     if builder.name == "arrow":
         return Size(sum(map(_arrow_rows, files)))
     if builder.name in _FILE_A_ROW:
@@ -52,6 +51,11 @@ def size_of(builder: Any, split: str) -> Size:
     return Size(
         bytes=sum(os.path.getsize(file) * times for file, times in zip(files, packed, strict=True))
     )
+
+
+def _sum(rows: Iterable[int | None]) -> Size:
+    known = list(rows)
+    return Size(sum(filter(None, known)) if all(known) else None)
 
 
 def _arrow_rows(file: str) -> int:
