@@ -44,6 +44,7 @@ def opened(feature: datasets.Image, stored: Stored, tokens: dict[str, Any]) -> P
         turned = turned and Exif.Orientation in image.getexif()
         if turned or (feature.mode and feature.mode != image.mode):
             return feature.decode_example(stored, token_per_repo_id=tokens)
+    image.draft = _no_draft  # a decoded image has none, and `thumbnail` would use it
     setattr(image, _STORED, (stored, _look(image)))
     return image
 
@@ -56,6 +57,10 @@ def stored_of(image: PIL.Image.Image) -> Stored:
     file = BytesIO()
     image.save(file, _LOSSLESS.get(image.mode, "TIFF"))
     return {"bytes": file.getvalue(), "path": None}
+
+
+def _no_draft(mode: str | None, size: tuple[int, int] | None) -> None:
+    """Does what `Image.draft` does for a decoded image: nothing."""
 
 
 class _Undecodable(PIL.Image.Image):

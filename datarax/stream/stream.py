@@ -175,13 +175,13 @@ class Stream:
             shards = self._shards
             if isinstance(shards, DatasetShards):
                 shards = shards.at_epoch(self._epoch)
+            # Open shards are of epoch 0.
+            opened = self._opened if shards is self._shards else None
             ids = self._order.shards(shards.num_shards, self._epoch, self._number)
             width, turn = 1, READ_ROWS
             if self._order.shuffle:
                 width, turn = _WIDTH, -(-self._order.shuffle_buffer_size // _TURNS)
-            self._reader = Reader(
-                shards, ids, self._policy, width=width, turn=turn, opened=self._opened
-            )
+            self._reader = Reader(shards, ids, self._policy, width=width, turn=turn, opened=opened)
         return self._reader
 
     def _fill(self, number: int) -> Window | None:
