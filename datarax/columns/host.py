@@ -15,7 +15,7 @@ class Cells(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
+    def __getitem__(self, indices: Any, /) -> Any:
         """Returns the rows at `indices`, int64 of shape `(k,)`, as objects of that shape."""
         ...
 
@@ -113,7 +113,7 @@ class HostColumn:
             IndexError: A row number is out of range.
             TypeError: The row numbers are traced (see `error`).
         """
-        if isinstance(indices, Tracer):
+        if is_traced(indices):
             raise self.error()
         indices = np.asarray(indices, np.int64)
         outside = (indices < -len(self)) | (indices >= len(self))
@@ -140,7 +140,7 @@ class HostColumn:
         return len(self.cells)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, Tracer):
+        if is_traced(index):
             raise self.error()
         if isinstance(index, slice):
             return self.take(np.arange(*index.indices(len(self))))
@@ -195,6 +195,11 @@ class _Reference(weakref.ref):
 jax.tree_util.register_pytree_node(
     HostColumn, lambda column: ((), column._reference), lambda reference, _: reference.column()
 )
+
+
+def is_traced(*values: Any) -> bool:
+    """Returns whether any value is traced: only a compiled program will have it."""
+    return any(isinstance(value, Tracer) for value in values)
 
 
 def is_host(column: Any) -> bool:

@@ -80,7 +80,7 @@ def _records(position, keys, width, num_records):
     block, word = jnp.uint16 if width == 8 else jnp.uint32, word_type(width)
 
     def encrypted(value, *keys):
-        return joined(encrypt(split(value, width, jnp.uint32), keys, width), width)
+        return joined(encrypt(split(value, width, jnp.uint32), list(keys), width), width)
 
     def outside(value, *_):
         return value > np.uint32(num_records - 1)

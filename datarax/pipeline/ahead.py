@@ -1,6 +1,6 @@
 """What a prefetching thread reads: batches, the state after each, and where they go."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -76,7 +76,7 @@ class Reader:
             self._size = source.batch_size
         self._expect_last_fits()
 
-    def batches(self) -> Iterator[Any]:
+    def batches(self) -> Generator[Any, None, None]:
         """Yields batches, which may be in host memory."""
         if self._batch_size is None:
             yield from self._source

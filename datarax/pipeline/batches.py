@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from datarax.columns.host import is_traced
 from datarax.columns.rows import absent_of, has_host, merged, parted, with_host_rows, without_host
 from datarax.order.order import Order
 from datarax.pipeline import programs
 from datarax.pipeline.graph import Graph
+from datarax.sources.eager import EagerSourceBase
 from datarax.sources.source import Source
 from datarax.stream.block import Block
 
@@ -27,7 +29,9 @@ class TracedBatches:
         order: The source's order.
     """
 
-    def __init__(self, source: Source, stages: Graph, key: jax.Array, size: int, order: Order):
+    def __init__(
+        self, source: EagerSourceBase, stages: Graph, key: jax.Array, size: int, order: Order
+    ):
         self._source, self._stages, self._key = source, stages, key
         self._size, self._order = size, order
         self._absent = absent_of(source.host_columns())
@@ -79,7 +83,7 @@ class TracedBatches:
         static = self._size, self._absent, definition
         batch, state, records = programs.step(static, state, epoch, index, self._data())
         nnx.update(self._stages, state)
-        if not self._absent or isinstance(records, jax.core.Tracer):
+        if not self._absent or is_traced(records):
             return batch
         if not isinstance(batch, dict):  # without names there is no room for host columns
             return batch

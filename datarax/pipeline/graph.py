@@ -113,17 +113,18 @@ class Graph(nnx.Module):
 
 
 def _pairs(edges: Edges) -> list[tuple[str, str]]:
+    given: Iterable[Any] = edges
     if isinstance(edges, Mapping):
-        edges = [
+        given = [
             (before, after)
             for before, names in edges.items()
             for after in ([names] if isinstance(names, str) else names)
         ]
-    pairs = [(edge,) if isinstance(edge, str) else tuple(edge) for edge in edges]
+    pairs: list[Any] = [edge if isinstance(edge, str) else tuple(edge) for edge in given]
     for pair in pairs:
-        if len(pair) != 2:
+        if isinstance(pair, str) or len(pair) != 2:
             raise ValueError(
-                f"The edge {pair} is no pair: expected (from, to), as in "
+                f"The edge {pair!r} is no pair: expected (from, to), as in "
                 '[("source", "double"), ("double", "both")], or {"source": ["double"]}.'
             )
     return pairs

@@ -212,10 +212,12 @@ class Pipeline(nnx.Module):
     @property
     def order(self) -> Order:
         """The order of a source whose batches are formed by arithmetic, with canonical shards."""
-        return dataclasses.replace(self.source.order, shards=self.shards)
+        source: Any = self.source
+        return dataclasses.replace(source.order, shards=self.shards)
 
     def _batches(self) -> TracedBatches | ReadBatches:
-        given = self.source, self.stages, self.key.get_value(), self.batch_size
+        source: Any = self.source  # of the kind that it says
+        given = source, self.stages, self.key.get_value(), self.batch_size
         return (
             TracedBatches(*given, self.order) if self.source.is_traceable else ReadBatches(*given)
         )

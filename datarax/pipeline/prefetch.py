@@ -78,7 +78,8 @@ class Prefetched:
         self._reader = reader
         self._shared = shared = _Shared(size, reader.note())
         # Only what is shared: the thread must not keep alive the iterator that ends it.
-        device = jax.config.jax_default_device  # a `with jax.default_device` is of one thread
+        # A `with jax.default_device` is of one thread.
+        device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
         self._thread = threading.Thread(
             target=_run, args=(shared, reader, device), daemon=True, name="datarax-prefetch"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.columns.fingerprint import fingerprint_arrays
-from datarax.columns.host import HostColumn, is_host
+from datarax.columns.host import HostColumn, is_host, is_traced
 from datarax.columns.rows import (
     absent_of,
     common_length,
@@ -77,19 +77,20 @@ class EagerSourceBase(RandomAccessSource):
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
     ):
+        columns, load = ({}, data) if callable(data) else (data, dict)
         super().__init__(
             config,
-            length=common_length(data) if length is None else length,
+            length=common_length(columns) if length is None else length,
             shuffle=shuffle,
             seed=seed,
-            fingerprint=fingerprint or fingerprint_arrays(data),
+            fingerprint=fingerprint or fingerprint_arrays(columns),
             revision=revision,
             rngs=rngs,
             name=name,
         )
         # A dict that all clones share, so that columns are loaded and placed once.
-        self._columns = nnx.data({} if callable(data) else data)
-        self._load = nnx.static(data if callable(data) else None)
+        self._columns = nnx.data(columns)
+        self._load = nnx.static(load)
         self._placements = nnx.static(Placements())
 
     # --- the data --------------------------------------------------------------------------------
@@ -211,7 +212,7 @@ class EagerSourceBase(RandomAccessSource):
         if isinstance(start, (int, np.integer)):
             start = int(start) % self.length
         columns = without_host(self.data)
-        if _traced(start, seed, *jax.tree.leaves(columns)):
+        if is_traced(start, seed, *jax.tree.leaves(columns)):
             return gather(columns, order.window(0, start, size), absent_of(self.host_columns()))
         return self._with_host_rows(*_window(columns, order, start, size))
 
@@ -231,7 +232,7 @@ class EagerSourceBase(RandomAccessSource):
         if key is not None:
             return self.get_batch_at(0, batch_size, key)
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
-        if _traced(self.epoch.get_value(), self.index.get_value()):
+        if is_traced(self.epoch.get_value(), self.index.get_value()):
             raise TypeError(
                 f"get_batch moves {self.label}, which a compiled function cannot: write "
                 "get_batch_at(start, size, key) there, or Pipeline(...).step()."
@@ -295,10 +296,6 @@ def _run_on(columns, order, epoch, index, size):
     """Returns the rows from a position on into the next epochs, and their numbers."""
     records = order.run_on(epoch, index, size)
     return gather(columns, records), records
-
-
-def _traced(*values: Any) -> bool:
-    return any(isinstance(value, jax.core.Tracer) for value in values)
 
 
 def _records(rows: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:

@@ -47,6 +47,8 @@ class MemorySource(EagerSourceBase):
         dtype('float32')
     """
 
+    config: MemorySourceConfig
+
     def __init__(
         self,
         config: MemorySourceConfig,
@@ -70,7 +72,13 @@ class MemorySource(EagerSourceBase):
             name=name,
         )
 
-    def copy(self, *, config=None, rngs=None, name=None) -> "MemorySource":
+    def copy(
+        self,
+        *,
+        config: MemorySourceConfig | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ) -> "MemorySource":
         """Returns a source of the same arrays with other arguments, at the start of epoch 0.
 
         Without a `config` the order and the statistics are this source's as they are set now.

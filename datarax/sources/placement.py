@@ -72,7 +72,7 @@ def _placed(column: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_single_device_arrays(column.shape, sharding, arrays)
 
 
-def _part(column: Any, device: jax.Device, index: Any) -> jax.Array:
+def _part(column: Any, device: Any, index: Any) -> jax.Array:
     if isinstance(column, jax.Array) and column.devices() == {device}:
         part = column if column.size == 0 else column[index]
         return column if part.shape == column.shape else part

@@ -40,6 +40,10 @@ class RandomAccessSource(Viewable):
 
     is_indexable: ClassVar[bool] = True
 
+    length: int
+    epoch: nnx.Variable[Any]
+    index: nnx.Variable[Any]
+
     def __init__(
         self,
         config: DataraxModuleConfig,

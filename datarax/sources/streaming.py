@@ -174,12 +174,12 @@ class StreamingSourceBase(PositionedStreams):
         Raises:
             ValueError: If `num_records` is None and the length unknown: it may never end.
         """
-        if num_records is None and self.length is None:
+        wanted = self.length if num_records is None else num_records
+        if wanted is None:
             raise ValueError(
                 f"{self.label} is a stream of unknown length: write "
                 "collect_to_array(num_records=...)."
             )
-        wanted = self.length if num_records is None else num_records
         expect_between("num_records", wanted, 1, MAX_RECORDS)
         step = len(self._streams.numbers)
         taken, skipped = self._streams.take(-(-wanted // step) * step)

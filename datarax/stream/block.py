@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from datarax.stream.decoder import Decoder, Path, length_of, nested
-from datarax.stream.streams import Position, Streams
+from datarax.stream.streams import Streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Block:
     ranks: np.ndarray
     epoch: int
     filled: int
-    positions: list[Position]
+    positions: list[Any]
     skipped: int
 
 
@@ -45,7 +45,7 @@ def read_block(streams: Streams, batches: int, size: int) -> Block:
     """
     share = size // len(streams.numbers)
     valid = np.zeros((batches, size), bool)
-    first = np.repeat(np.uint32(streams.numbers), share)
+    first = np.repeat(np.array(streams.numbers, np.uint32), share)
     each = np.tile(np.arange(share, dtype=np.uint32), len(streams.numbers))
     ranks = np.zeros((batches, size), np.uint32)
     positions, skipped, filled = [streams.position()], 0, 0
@@ -53,7 +53,7 @@ def read_block(streams: Streams, batches: int, size: int) -> Block:
     out = {p: np.empty((batches * size, *spec.shape), spec.dtype) for p, spec in specs.items()}
     try:
         for batch in range(batches):
-            before = np.repeat(np.uint32([m.taken for m in positions[-1].marks]), share)
+            before = np.repeat(np.array([m.taken for m in positions[-1].marks], np.uint32), share)
             ranks[batch] = (before + each) * np.uint32(streams.order.streams) + first
             taken, damaged = streams.take(size)
             skipped += damaged

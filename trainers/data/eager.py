@@ -28,8 +28,11 @@ class EagerBatches(Batches):
         TypeError: If the source forms batches in a way of its own.
     """
 
+    length: int
+    steps_per_epoch: int
+
     def __init__(self, pipeline: Pipeline, layout: Layout, *, stored_order: bool = False):
-        source = pipeline.source.clone()
+        source: Any = pipeline.source.clone()
         _expect_own_batches(source)
         source.reset()
         if stored_order:

@@ -1,6 +1,7 @@
 """The rows of an eager source on the devices of a run, and those of a batch among them."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ class ReplicatedRows:
 
     def __init__(self, source: EagerSourceBase, shards: int, layout: Layout):
         self._layout, self._order = layout, dataclasses.replace(source.order, shards=shards)
-        if layout.mesh is not None:
+        if layout.replicated is not None:
             source = source.placed_on(layout.replicated)
         self.columns = source.data
         self.data = without_host(self.columns)
@@ -151,8 +152,8 @@ def deal_out(
         Nested dict of arrays of shape `(shards, slots, ...)`, and host columns as the source has
         them. The last slot of a shorter shard repeats its first record.
     """
-    parts = sharding.addressable_devices_indices_map((deal.shards,))
-    own = sorted({shard for (part,) in parts.values() for shard in range(deal.shards)[part]})
+    parts: Mapping[Any, Any] = sharding.addressable_devices_indices_map((deal.shards,))
+    own = sorted({n for (part,) in parts.values() for n in range(deal.shards)[part]})
 
     def placed(column):
         if is_host(column):

@@ -109,7 +109,7 @@ class StreamBatches(Batches):
                 return column
             return np.concatenate([column, np.zeros((missing, *column.shape[1:]), column.dtype)])
 
-        def spread(column):
+        def spread(column, sharding):
             def part(index):
                 start, stop, _ = index[1].indices(self.batch_size)
                 return column[:, start - self._first_row : stop - self._first_row]
@@ -118,7 +118,9 @@ class StreamBatches(Batches):
             return jax.make_array_from_callback(shape, sharding, part)
 
         arrays = jax.tree.map(filled_up, (columns, *rest))
-        return jax.device_put(arrays) if sharding is None else jax.tree.map(spread, arrays)
+        if sharding is None:
+            return jax.device_put(arrays)
+        return jax.tree.map(lambda column: spread(column, sharding), arrays)
 
     def joined_state(self, own: dict[str, Any]) -> dict[str, Any]:
         """Returns the state of all processes together, from each one's own after the same batch."""

@@ -14,6 +14,7 @@ from trainers.step import average
 from trainers.step.state import State
 
 _SUMS, AVERAGE = "training.window.", "training.ema."
+_FORMER = "._applied.value", "._skipped.value"  # of stages up to 0.1.0, which count no more
 
 
 def arrays_of(state: State) -> dict[str, Any]:
@@ -97,7 +98,8 @@ def differing(arrays: dict[str, Any], saved: dict[str, str]) -> list[str]:
     return [
         name
         for name in own | saved
-        if own.get(name) != saved.get(name) and not (name not in own and name.startswith(_SUMS))
+        if own.get(name) != saved.get(name)
+        and not (name not in own and (name.startswith(_SUMS) or name.endswith(_FORMER)))
     ]
 
 
