@@ -4,11 +4,14 @@ Simon's round function (Beaulieu et al., "The SIMON and SPECK families of lightw
 ciphers", 2013) in a Feistel network of two words, with the round keys of C++'s `std::seed_seq`.
 """
 
-import jax
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
-Words = tuple[jax.Array, jax.Array]
+Words = tuple[Any, Any]
+"""Left and right words of blocks, of `jax.numpy` or of NumPy."""
 
 
 def word_type(width: int) -> type:
@@ -19,7 +22,7 @@ def word_type(width: int) -> type:
     return jnp.uint8 if width == 8 else jnp.uint16
 
 
-def split(block: jax.Array, width: int, word: type | None = None) -> Words:
+def split(block: Any, width: int, word: type | None = None) -> Words:
     """Returns the left and the right word of blocks of `2 * width` bits.
 
     Args:
@@ -32,14 +35,14 @@ def split(block: jax.Array, width: int, word: type | None = None) -> Words:
     return (block >> np.asarray(width, block.dtype)).astype(word), block.astype(word) & mask
 
 
-def joined(words: Words, width: int) -> jax.Array:
+def joined(words: Words, width: int) -> Any:
     """Returns the blocks of which `words` are the halves, `uint16` or, of wider words, `uint32`."""
     block = jnp.uint16 if words[0].dtype == jnp.uint8 else jnp.uint32
     left, right = (word.astype(block) for word in words)
     return (left << np.asarray(width, block)) | right
 
 
-def encrypt(words: Words, keys: list[jax.Array], width: int) -> Words:
+def encrypt(words: Words, keys: Sequence[Any], width: int) -> Words:
     """Encrypts blocks given as their two words.
 
     Args:
@@ -64,7 +67,7 @@ def encrypt(words: Words, keys: list[jax.Array], width: int) -> Words:
     return left, right
 
 
-def round_keys(seed: jax.Array, rounds: int, width: int) -> list[jax.Array]:
+def round_keys(seed: Any, rounds: int, width: int) -> list[Any]:
     """Draws `rounds` keys from `std::seed_seq{seed}`, as the C++ standard ([rand.util.seedseq])."""
     n = rounds
     lag = 11 if n >= 623 else 7 if n >= 68 else 5 if n >= 39 else 3 if n >= 7 else (n - 1) // 2

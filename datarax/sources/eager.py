@@ -112,11 +112,7 @@ class EagerSourceBase(RandomAccessSource):
         return self._columns
 
     def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
-        """Returns some rows of all columns: NumPy arrays of shape `(k, ...)`, and host columns.
-
-        Args:
-            rows: Row numbers, integers of shape `(k,)`.
-        """
+        """Returns some rows of all columns; see `RandomAccessSource.host_rows`."""
 
         def some(column: Any) -> Any:
             return column.select(rows) if is_host(column) else np.asarray(column[rows])
@@ -162,10 +158,7 @@ class EagerSourceBase(RandomAccessSource):
         return clone
 
     def element_spec(self) -> dict[str, Any]:
-        """Returns the shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`.
-
-        A host column's is `ShapeDtypeStruct((), numpy.dtype(object))`.
-        """
+        """Returns the shape and dtype of one record; see `Source.element_spec`."""
         return jax.tree.map(
             lambda column: jax.ShapeDtypeStruct(column.shape[1:], column.dtype),
             self.columns,

@@ -28,6 +28,7 @@ class Viewable(Source):
         view: Which records there are, as arithmetic; None: all, once an epoch.
     """
 
+    length: int
     view: View | None
 
     def select(self, records: Records) -> Self:

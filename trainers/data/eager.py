@@ -30,6 +30,7 @@ class EagerBatches(Batches):
 
     length: int
     steps_per_epoch: int
+    _source: EagerSourceBase
 
     def __init__(self, pipeline: Pipeline, layout: Layout, *, stored_order: bool = False):
         source: Any = pipeline.source.clone()
