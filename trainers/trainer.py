@@ -24,7 +24,7 @@ from trainers.loop.plan import Plan, variables
 from trainers.preflight import Preflight, preflight
 from trainers.run import Result
 from trainers.step.average import Average, of, replaced
-from trainers.step.model import expect_trainable, split
+from trainers.step.model import expect_trainable, say_modes, split
 from trainers.step.optimizer import plain
 from trainers.step.state import State
 from trainers.step.step import Update
@@ -210,6 +210,7 @@ class Trainer:
         else:
             self._task = OwnLoss(loss, self._batches, metrics, precision)
         expect_trainable(model, wrt)
+        say_modes(model)
         self._inference = Inference(self._task, self.pipeline, layout)
         self._plan = Plan(
             model=model,

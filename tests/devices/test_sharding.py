@@ -341,3 +341,15 @@ def test_a_mesh_that_does_not_fit_is_refused(where, arguments, error, words):
     where = jax.devices() if where == "devices" else where and grid(*where)
     with pytest.raises(error, match=words):
         trainer(Wide(), where, **arguments)
+
+
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto])
+def test_a_mesh_that_the_user_has_set_is_no_hindrance(kind):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,), devices=jax.devices()[:4])
+    source = memory(points(24, seed=1))
+    with jax.set_mesh(mesh):
+        one = trainer(MLP(), mesh, source, eval_source=source)
+        assert one.fit().status == "finished"
+        assert one.evaluate()["loss"] > 0
+        assert one.predict(source, called).shape == (24, 3)
+        assert jax.sharding.get_abstract_mesh() == mesh.abstract_mesh

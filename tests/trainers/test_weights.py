@@ -1,13 +1,14 @@
 """Weights without a trainer: load, export, and beginning from another run's."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from tests.support.models import MLP, Normed, arrays, assert_same
+from tests.support.models import MLP, Normed, arrays, assert_same, labelled
 from tests.support.runs import at, ruin, said, trainer
-from trainers import Checkpoints, export, load
+from trainers import Checkpoints, Trainer, export, load
 from trainers.weights import initialize
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -151,3 +152,38 @@ def test_a_damaged_best_is_said(trained, tmp_path):
     ruin(tmp_path / "best" / "5")
     with pytest.raises(RuntimeError, match=r"step 5 in .* is damaged"):
         load(tmp_path, step="best")
+
+
+class Anything(nnx.Module):
+    """Holds all that an nnx state may hold."""
+
+    def __init__(self, seed=0):
+        rngs = nnx.Rngs(seed)
+        self.out = nnx.Linear(4, 3, rngs=rngs)
+        self.seen = nnx.Variable({"sum": jnp.zeros(()), "more": (jnp.zeros(2), [jnp.int32(0)])})
+        self.number, self.nothing = nnx.Variable(2.5), nnx.Variable(None)
+        self.scale = nnx.Param(0.5 * jnp.ones(3), on_get_value=lambda _, x: jax.nn.softplus(x))
+        self.plain, self.other, self.key = jnp.ones(2), np.ones(2), jax.random.key(seed)
+        self.empty = nnx.Param(jnp.zeros((0, 3)))
+        self.tree = nnx.Param({"w": jnp.ones(3), "b": jnp.zeros(3)})
+        self.complex = nnx.Param((1 + 1j) * jnp.ones(3, jnp.complex64))
+
+    def __call__(self, x):
+        seen, tree = self.seen.get_value(), self.tree.get_value()
+        self.seen.set_value({**seen, "sum": seen["sum"] + x.mean()})
+        x = self.out(x) * self.scale.get_value() * tree["w"] + tree["b"] + self.plain.sum()
+        return x + self.number[...] * jnp.abs(self.complex[...]) ** 2
+
+
+@pytest.mark.filterwarnings("ignore:Variable hooks are deprecated")
+def test_any_state_is_trained_saved_resumed_loaded_and_exported(tmp_path):
+    settings = {"source": labelled(20), "batch_size": 8}
+    expected = Trainer(Anything(), steps=6, **settings).fit()
+    Trainer(Anything(), steps=3, workdir=tmp_path, **settings).fit()
+    result = Trainer(Anything(), steps=6, workdir=tmp_path, **settings).fit()
+    assert_same(result.model, expected.model)
+    assert float(result.model.seen.get_value()["sum"]) != 0
+    assert_same(load(tmp_path, Anything(seed=1)), result.model)
+    export(result.model, tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors", Anything())
+    assert_same(nnx.state(loaded, nnx.Param), nnx.state(result.model, nnx.Param))

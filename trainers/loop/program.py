@@ -30,7 +30,7 @@ def initial_state(plan: Plan) -> State:
     """
     layout, update = plan.layout, plan.update
     _, params, rest = split(plan.model, update.wrt)
-    if plan.init_from is None and (empty := without_value((params, rest))):
+    if plan.init_from is None and (empty := without_value(params) + without_value(rest)):
         raise ValueError(
             f"{listed(empty[:5])} of the model have no value, as nnx.eval_shape makes them: build "
             "the model itself, or write Trainer(..., init_from=workdir)."

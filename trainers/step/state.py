@@ -58,7 +58,7 @@ class Window:
         """Returns the window with one more step's gradient and learning rate, where it has them."""
         norm = self.gradient_norm
         if norm is not None:
-            own = optax.global_norm(gradients).astype(jnp.float32)
+            own = optax.tree.norm(gradients).astype(jnp.float32)
             norm = norm.merge(clu.Average.from_model_output(own))
         rate = None if self.learning_rate is None else rate
         return dataclasses.replace(self, gradient_norm=norm, learning_rate=rate)
