@@ -67,7 +67,7 @@ class IterableShards:
         self._files = steps.files(steps.chain(dataset)[-1]) if self._by_file else None
         self._counted = any(map(steps.is_inexact, chain))
         self._shuffled = any(map(steps.is_shuffle, chain))
-        self._epoch = 0
+        self._epoch, self._first_epoch = 0, dataset.epoch
         self.features = dataset.features
         if columns is not None and self.features is not None:
             self.features = datasets.Features({name: self.features[name] for name in columns})
@@ -106,7 +106,7 @@ class IterableShards:
         # Not shard(1, 0), which would move the borders of `skip` and `take`.
         part = self._dataset.shard(self.num_shards, shard) if self._by_file else self._dataset
         return steps.copied(
-            part, part.epoch + epoch, as_tables=self._is_arrow, features=self.features
+            part, self._first_epoch + epoch, as_tables=self._is_arrow, features=self.features
         )
 
     def _tables(self, part: datasets.IterableDataset, state: Any) -> Iterator[tuple[pa.Table, Any]]:

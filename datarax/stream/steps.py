@@ -11,6 +11,7 @@ from types import MethodType
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from datasets.iterable_dataset import (
     ArrowExamplesIterable,
@@ -150,16 +151,19 @@ def copied(
         as_tables: Whether its rows come as tables.
         features: The features that tables are cast to, as far as they fit; None to cast none.
     """
-    dataset = copy.copy(dataset)
-    dataset._ex_iterable = _copied(dataset._ex_iterable)
-    dataset._epoch = epoch
-    dataset._info = dataset._info.copy()
-    dataset._info.features = None
-    if not as_tables:
-        dataset._formatting = None
-    elif features is not None:
-        dataset._ex_iterable = _Fitted(dataset._ex_iterable, features)
-    return dataset
+    last = _copied(dataset._ex_iterable)
+    info = dataset.info.copy()
+    info.features = None
+    # Not copy.copy(dataset), which would share the fields of the dataset.
+    copied = datasets.IterableDataset(
+        ex_iterable=last if features is None or not as_tables else _Fitted(last, features),
+        info=info,
+        formatting=dataset._formatting if as_tables else None,
+        distributed=dataset._distributed,
+        token_per_repo_id=dataset._token_per_repo_id,
+    )
+    copied.set_epoch(epoch)
+    return copied
 
 
 def _as_read(function: Callable) -> Callable:
@@ -194,6 +198,9 @@ class _Fitted(SelectColumnsIterable):
         for key, table in self.ex_iterable.iter_arrow():
             yield key, fitted(table, self._wanted) if len(table) else table
 
+    def shuffle_data_sources(self, generator: np.random.Generator) -> "_Fitted":
+        return _Fitted(self.ex_iterable.shuffle_data_sources(generator), self._wanted)
+
 
 def _copied(step: Step) -> Step:
     step = copy.copy(step)
@@ -204,12 +211,14 @@ def _copied(step: Step) -> Step:
     if type(step) is ArrowExamplesIterable:
         step.generate_tables_fn = _as_read(step.generate_tables_fn)
     if isinstance(step, MappedExamplesIterable):
+        if isinstance(step, FilteredExamplesIterable):  # from which `shuffle` makes the other
+            step.mask_function = _users(step.mask_function)
         if step.decoding_pool is None:
             step.function = _users(step.function)
         elif _opens_all(step.features):  # dataset.decode(num_threads=...) decodes on threads
             step.function = _Opener(_pictures(step.features), {})
     if type(step) is FormattedExamplesIterable and _decodes(step):
-        return _Undecoded(step)
+        return _Undecoded(step, step.features)
     return step
 
 
@@ -228,21 +237,25 @@ def _opens_all(features: datasets.Features) -> bool:
 class _Undecoded(FormattedExamplesIterable):
     """The step that decodes rows for a function: it opens pictures, and decodes what it must."""
 
-    def __init__(self, step: FormattedExamplesIterable):
-        pictures = _pictures(step.features)
+    def __init__(self, step: FormattedExamplesIterable, features: datasets.Features):
+        pictures = _pictures(features)
         raw = {name: datasets.Image(mode=f.mode, decode=False) for name, f in pictures.items()}
         super().__init__(
             step.ex_iterable,
             step.formatting,
-            datasets.Features({**step.features, **raw}),
+            datasets.Features({**features, **raw}),
             step.token_per_repo_id,
             step.force_convert_to_python,
         )
+        self._declared = features
         self._open = _Opener(pictures, step.token_per_repo_id)
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         for key, example in super().__iter__():
             yield key, self._open(example)
+
+    def shuffle_data_sources(self, generator: np.random.Generator) -> "_Undecoded":
+        return _Undecoded(super().shuffle_data_sources(generator), self._declared)
 
 
 class _Opener:

@@ -90,6 +90,10 @@ def test_rows_and_states_of_python_rows():
     again = steps.Examples(steps.copied(data, 0, as_tables=False, features=None), examples.state())
     assert [row["y"] for row in again] == [2 * x for x in range(3, 100)]
     assert [row["y"] for row in data] == [2 * x for x in range(100)]  # it has moved nowhere
+    filtered = stream().filter(lambda row: row["x"] > 90)
+    list(IterableShards(filtered).open(0, None))
+    assert filtered.features == stream().features
+    assert filtered.epoch == 0
 
 
 def test_a_shuffled_dataset_has_an_order_for_each_epoch():
