@@ -12,7 +12,6 @@ from clu import metrics as clu
 from flax import nnx
 
 from datarax.errors import expect_between
-from trainers.step.average import Average
 
 _MOST = 2**31 - 1
 
@@ -140,7 +139,7 @@ def _metrics(name: str, value: Any) -> type[clu.Collection] | None:
     return value
 
 
-def _ema(name: str, value: Any) -> Average | None:
+def _ema(name: str, value: Any) -> float | Callable[..., Any] | None:
     if value is None or callable(value):
         return value
     if not (hasattr(value, "__float__") and 0 < value < 1):

@@ -1,10 +1,10 @@
 """Callbacks: functions `run -> bool | None`, called at exact steps on every process; True stops."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from datarax.errors import expect_between
+from datarax.errors import closest, expect_between, listed
 from trainers.run import Run
 
 Callback = Callable[[Run], bool | None]
@@ -28,7 +28,7 @@ class every:
 
     def __post_init__(self):
         expect_between("steps", self.steps, 1, 2**31 - 1)
-        object.__setattr__(self, "steps", self.steps.__index__())
+        object.__setattr__(self, "steps", self.steps.__index__())  # it may be one of NumPy's
 
     def __call__(self, run: Run) -> bool | None:
         return self.callback(run)
@@ -60,54 +60,112 @@ def early_stopping(
     """Stops once a metric has not improved for `patience` evaluations in a row.
 
     Args:
-        metric: A name in the history, such as `"eval/accuracy"`.
-        patience: Number of evaluations.
+        metric: A name in the history, such as `"eval/accuracy"`; NaN is no improvement.
+        patience: Number of evaluations without an improvement; 0 stops at the first one.
         mode: `"min"` or `"max"`.
         least: The least change that counts as an improvement.
+
+    Example:
+        >>> early_stopping("eval/accuracy", mode="max", patience=5).patience
+        5
     """
-    sign = _sign(mode)
+    expect_between("patience", patience, 0, 2**31 - 1)
+    return EarlyStopping(metric, patience, _sign(mode), least)
 
-    def stop(run: Run) -> bool:
-        values = [sign * value for value in _values(run, metric)]
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """What `early_stopping` returns; `sign` is 1 where less is better, else -1."""
+
+    metric: str
+    patience: int
+    sign: int
+    least: float
+
+    def __call__(self, run: Run) -> bool:
         best, since = float("inf"), 0
-        for value in values:
-            best, since = (value, 0) if value < best - least else (best, since + 1)
-        return since >= patience
-
-    return stop
+        for row in run.history:
+            if self.metric in row:
+                value = self.sign * row[self.metric]
+                best, since = (value, 0) if value < best - self.least else (best, since + 1)
+        return since >= max(self.patience, 1)
 
 
 def best_so_far(metric: str = "eval/accuracy", *, mode: str = "max") -> Callback:
     """Adds `best/<metric>`, the best value up to then, to each row of the history with the metric.
 
     Args:
-        metric: A name in the history.
+        metric: A name in the history; NaN is never the best.
         mode: `"min"` or `"max"`.
     """
-    best = {1: min, -1: max}[_sign(mode)]
+    _sign(mode)
+    return BestSoFar(metric, mode)
 
-    def note(run: Run) -> None:
-        if metric in run.history[-1]:
-            run.history[-1][f"best/{metric}"] = best(_values(run, metric))
 
-    return note
+@dataclasses.dataclass(frozen=True)
+class BestSoFar:
+    """What `best_so_far` returns."""
+
+    metric: str
+    mode: str
+
+    def __call__(self, run: Run) -> None:
+        best, last = run.best((self.metric, self.mode)), run.history[-1:]
+        if best is not None and last[0]["step"] == run.step and self.metric in last[0]:
+            run.log({f"best/{self.metric}": best[1]})
 
 
 def log_learning_rate(schedule: Callable[[int], float]) -> Callback:
-    """Adds `train/learning_rate`, the rate of the last step, to each row of the history.
+    """Logs `train/learning_rate`, the rate of the last step, at each step where it is called.
 
     Args:
         schedule: The schedule the optimizer was given, from step number to rate.
     """
-
-    def note(run: Run) -> None:
-        run.history[-1]["train/learning_rate"] = float(schedule(run.step - 1))
-
-    return note
+    return LearningRate(schedule)
 
 
-def _values(run: Run, metric: str) -> list[float]:
-    return [row[metric] for row in run.history if metric in row]
+@dataclasses.dataclass(frozen=True)
+class LearningRate:
+    """What `log_learning_rate` returns."""
+
+    schedule: Callable[[int], float]
+
+    def __call__(self, run: Run) -> None:
+        run.log({"train/learning_rate": float(self.schedule(run.step - 1))})
+
+
+def expect_metrics(best: tuple[str, str] | None, callbacks: Sequence[Callback], names: set) -> None:
+    """Raises where the best checkpoint or `early_stopping` waits for a metric that never comes.
+
+    Where there is a callback of the user's own, that may log any metric, so nothing is known.
+
+    Args:
+        best: `Checkpoints.best`.
+        callbacks: The run's callbacks.
+        names: The metrics that the run logs and evaluates by itself.
+
+    Raises:
+        ValueError: If the name is none of those; it names the nearest.
+    """
+    inner = [one.callback if isinstance(one, every) else one for one in callbacks]
+    if not all(isinstance(one, EarlyStopping | BestSoFar | LearningRate) for one in inner):
+        return
+    names = names | {f"best/{one.metric}" for one in inner if isinstance(one, BestSoFar)}
+    names |= {"train/learning_rate" for one in inner if isinstance(one, LearningRate)}
+    waits = [(f"best={best!r}", best[0])] if best is not None else []
+    waits += [
+        (f"early_stopping({one.metric!r})", one.metric)
+        for one in inner
+        if isinstance(one, EarlyStopping)
+    ]
+    for what, name in waits:
+        if name not in names:
+            hint = " Give eval_source= as well." if name.startswith("eval/") else ""
+            hint = closest(name, names) or hint
+            raise ValueError(
+                f"{what} waits for a metric that no log will have: there are "
+                f"{listed(sorted(names))}.{hint}"
+            )
 
 
 def _sign(mode: str) -> int:

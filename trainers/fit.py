@@ -8,14 +8,16 @@ from typing import Any
 import jax
 from flax import nnx
 
+from trainers.callbacks import expect_metrics
 from trainers.data.batches import Feed
 from trainers.devices import agreement, memory
 from trainers.devices.arrays import as_carry
 from trainers.loop import divergence, program
 from trainers.loop.cadence import Cadence
 from trainers.loop.clock import Clock, Pace
+from trainers.loop.ended import Ended
 from trainers.loop.pending import Pending
-from trainers.loop.plan import Plan, configuration, decisions
+from trainers.loop.plan import Plan, configuration, decisions, metrics_of
 from trainers.loop.profile import Profile
 from trainers.loop.progress import Progress
 from trainers.loop.reporter import Reporter, ask
@@ -37,22 +39,25 @@ class Fit:
 
     Args:
         plan: What to do.
+        before: The end of the run before, from which it goes on where there is no workdir.
 
     Attributes:
         run: Step and history, as callbacks see them.
         state: The state after `run.step` steps.
         clock: Where the time went.
+        ended: The end of this run, where there is no workdir to go on from.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, before: Ended | None = None):
         self.plan = plan
+        self.ended = before
         self.state = program.initial_state(plan)
-        self.run = Run(plan.steps, self._model, lambda: as_carry(self.state.optimizer))
+        self.run = Run(plan.end.steps, self._model, lambda: as_carry(self.state.optimizer))
         self.clock = Clock()
         self._signals = Signals()
         self._checkpointer = Checkpointer(plan)
         best = plan.checkpoint.best
-        self._progress = Progress(plan.steps, plan.batches.batch_size, best and best[0])
+        self._progress = Progress(plan.end.expected, plan.batches.batch_size, best and best[0])
         self._rewound: dict[str, Any] | None = None
 
     def __call__(self) -> Status:
@@ -61,8 +66,9 @@ class Fit:
         with self._checkpointer.opened(), self._signals.watched():
             with self.clock.spent("compiling"):
                 loop = self._traced()
-            restored = self._checkpointer.restore(run, self.state)
-            data_state = None
+            restored, data_state = self._checkpointer.restore(run, self.state), None
+            if restored is None and self.ended is not None:
+                restored = self.ended.taken_up(run, self.state)
             if restored is not None:
                 self.state, data_state = restored
                 if (status := self._ended()) is not None:
@@ -84,17 +90,28 @@ class Fit:
                 contextlib.closing(self._progress),
             ):
                 self._progress.begin(run.step)
-                reporter = Reporter(plan, run, self.clock, self._signals, writers, self._progress)
-                status = self._train(loop, feed, profile, reporter)
-                with self.clock.spent("saving"):
-                    self._checkpointer.finish(run, self.state, self._data_state(feed))
-                run.status = status
-            return status
+                if restored is None:
+                    self._checkpointer.rehearse(run, self.state, feed.state_at(run.step))
+                run.moves_to(run.step, feed.epoch_at(run.step))
+                cadence = Cadence(plan, run)
+                reporter = Reporter(
+                    plan, run, self.clock, self._signals, writers, self._progress, cadence
+                )
+                run.status = self._train(loop, feed, profile, reporter, cadence)
+                self._finish(feed)
+            return run.status
 
-    def _train(self, loop: Loop, feed: Feed, profile: Profile, reporter: Reporter) -> Status:
+    def _train(
+        self,
+        loop: Loop,
+        feed: Feed,
+        profile: Profile,
+        reporter: Reporter,
+        cadence: Cadence,
+    ) -> Status:
         """The loop. The order of its parts is important."""
         plan, run, signals, checkpointer = self.plan, self.run, self._signals, self._checkpointer
-        cadence, pace = Cadence(plan), Pace()
+        pace = Pace()
         pending = Pending(reporter, cadence, pace)
         with self.clock.spent("compiling"):
             watch = Watch(plan, feed, self.state, run)
@@ -103,8 +120,8 @@ class Fit:
             #    leaves it undone; the next start does it, with the same state.
             run.stopped = False
             if run.step > run.reported and not pending.is_open:
-                self._report(reporter, feed)
-            if run.step >= plan.steps and run.step == run.reported:
+                self._report(reporter, feed, watch)
+            if run.is_last(run.step) and run.step == run.reported:
                 return "finished"
             # 2. What clocks and signals say, all processes agree on, here and nowhere else: two
             #    that run the loop to different steps wait for each other for ever.
@@ -118,7 +135,7 @@ class Fit:
             if asked and pending.is_open:
                 reporter.reached(self.state.window, pace)
                 pending.is_open = False
-                self._report(reporter, feed)
+                self._report(reporter, feed, watch)
             if signals.preempted:
                 return "preempted"
             if run.stopped or signals.interrupted:
@@ -130,7 +147,7 @@ class Fit:
                     checkpointer.save(run, self.state, data_state=feed.state_at(run.step))
             # 4. A chunk of steps: up to the next thing that is due, or about two seconds.
             profile.begin(run.step)
-            with self.clock.spent("loading"), self._saved_before_raising(feed):
+            with self.clock.spent("loading"), self._saved_before_raising(feed, watch):
                 data, served = feed.block(run.step)
             stop = min(cadence.next(run.step), run.step + steps, served)
             if signals.platform_preempts(run.step, stop):
@@ -142,8 +159,12 @@ class Fit:
             # 5. Where nothing but a log was due before the chunk, it is done now that the chunk is
             #    sent off, so that the devices do not wait for it. Both are within two seconds then.
             self.state, finite = pending.settled(self.state)
-            pending.is_open = finite and not keep and pending.opens(stop, stop - run.step)
-            run.step, run.epoch = stop, feed.epoch_at(stop)
+            taken, run.step = stop - run.step, stop
+            with self._saved_before_raising(feed, watch):
+                run.moves_to(stop, feed.epoch_at(stop))
+            if plan.end.epochs is not None and run.epoch >= plan.end.epochs:
+                run.steps = stop
+            pending.is_open = finite and not keep and pending.opens(stop, taken)
             if pending.is_open:
                 continue
             reporter.reached(self.state.window, pace)
@@ -157,6 +178,7 @@ class Fit:
     def _traced(self) -> Loop:
         """Traces all programs, which comes before compiling and finds what is wrong with them."""
         plan = self.plan
+        expect_metrics(plan.checkpoint.best, plan.callbacks, metrics_of(plan))
         loop = agreement.together(lambda: program.loop(plan, self.state, plan.batches.data))
         if jax.process_count() > 1:
             agreement.expect_same(decisions(plan))
@@ -178,17 +200,21 @@ class Fit:
         if (found := diverged.noted(plan.workdir, run.step, run.data_start)) is not None:
             self._say(found)
             return "diverged"
-        if run.step >= plan.steps and run.step == run.reported:
+        if plan.end.epochs is not None and run.epoch >= plan.end.epochs:
+            run.steps = run.step
+        if run.is_last(run.step) and run.step == run.reported:
             self._progress.say(f"Finished already, at step {run.step}: nothing is left to do.")
             return "finished"
         # Callbacks may have changed in between: those of today decide.
-        if run.stopped and ask(Cadence(plan).calls(run.step, True), run):
+        if run.stopped and ask(Cadence(plan, run).calls(run.step, True), run):
             return "stopped"
         return None
 
     def _goes_on(self) -> str:
         plan = self.plan
         instead = ", not from init_from" if plan.init_from is not None else ""
+        if plan.workdir is None:
+            return f"Going on from step {self.run.step}, where fit() ended."
         return f"Going on from step {self.run.step} in {plan.workdir}{instead}."
 
     def _writers(self) -> Writers:
@@ -200,22 +226,23 @@ class Fit:
             report = Report(plan.workdir / "report.html", plan, run, self.clock)
             own = [JsonLines(plan.workdir / "metrics.jsonl", run.history), report]
         writers = Writers([*own, *plan.writers])
+        writers.resume(run.reported)
         writers.write_hparams(configuration(plan))
         return writers
 
     # --- parts of the loop -----------------------------------------------------------------------
 
-    def _report(self, reporter: Reporter, feed: Feed) -> None:
+    def _report(self, reporter: Reporter, feed: Feed, watch: Watch) -> None:
         """Does what is due at this step, and saves it where it is the best so far."""
         run = self.run
-        with self._saved_before_raising(feed):
+        with self._saved_before_raising(feed, watch):
             self.state, run.stopped = reporter.report(self.state)
         if self._checkpointer.is_best(run):
             with self.clock.spent("saving"):
                 self._checkpointer.save_best(run, self.state, feed.state_at(run.step))
 
     @contextlib.contextmanager
-    def _saved_before_raising(self, feed: Feed) -> Iterator[None]:
+    def _saved_before_raising(self, feed: Feed, watch: Watch) -> Iterator[None]:
         """Saves the run before an exception of a callback or of the data ends it on all processes.
 
         What is due at this step is undone then; the next start does it, with the same state.
@@ -224,10 +251,18 @@ class Fit:
         try:
             yield
         except Exception:
-            run.history[:] = [row for row in run.history if row["step"] <= run.reported]
-            if not divergence.count_nonfinite(self.state):
-                self._checkpointer.save_last(run, self.state, self._data_state(feed))
+            run.forget_report()
+            if watch.is_finite(self.state, run.step, thoroughly=True):
+                self._finish(feed, raises=False)
             raise
+
+    def _finish(self, feed: Feed, *, raises: bool = True) -> None:
+        """Saves the last step, or keeps it for the next `fit` where there is no workdir."""
+        data_state = self._data_state(feed)
+        with self.clock.spent("saving"):
+            self._checkpointer.finish(self.run, self.state, data_state, raises=raises)
+        if self.plan.workdir is None:
+            self.ended = Ended(self.run, self.state, data_state)
 
     def _data_state(self, feed: Feed) -> dict[str, Any]:
         """Returns the source's state at this step, which the feed is past after a divergence."""

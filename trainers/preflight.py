@@ -37,7 +37,7 @@ class Preflight:
         flops: Floating-point operations of a step; None where the backend does not say.
         compile_seconds: How long tracing and compiling took.
         step_seconds: How long a step takes.
-        steps: Number of steps of the run.
+        steps: Number of steps of the run; None where nobody knows how long a stream's epochs are.
     """
 
     parameters: int
@@ -50,12 +50,12 @@ class Preflight:
     flops: float | None
     compile_seconds: float
     step_seconds: float
-    steps: int
+    steps: int | None
 
     @property
-    def seconds(self) -> float:
-        """How long the run will take, without evaluating and saving."""
-        return self.steps * self.step_seconds
+    def seconds(self) -> float | None:
+        """How long the run will take, without evaluating and saving; None like `steps`."""
+        return None if self.steps is None else self.steps * self.step_seconds
 
     def __str__(self) -> str:
         size, step, rate = memory.size, self.step_bytes, ""
@@ -63,6 +63,9 @@ class Preflight:
             rate = f", {_count(self.flops)}FLOP, {_count(self.flops / self.step_seconds)}FLOP/s"
         needed = "unknown" if step is None else size(step)
         parts = f"state {size(self.state_bytes)}, data {size(self.data_bytes)}"
+        length = "a number of steps that its end will tell"
+        if self.steps is not None and self.seconds is not None:
+            length = f"{self.steps:,} steps, {tqdm.format_interval(self.seconds)}"
         return "\n".join(
             [
                 *([self.inferred] if self.inferred else []),
@@ -70,8 +73,7 @@ class Preflight:
                 f"memory    {needed} of {size(self.limit_bytes)}: {parts}",
                 f"compiling {self.compile_seconds:.1f} s",
                 f"a step    {_seconds(self.step_seconds)}{rate}",
-                f"the run   {self.steps:,} steps, {tqdm.format_interval(self.seconds)}, without "
-                "evaluating and saving",
+                f"the run   {length}, without evaluating and saving",
             ]
         )
 
@@ -110,7 +112,7 @@ def preflight(plan: Plan) -> Preflight:
         flops=private.flops(loop.program),
         compile_seconds=compiled,
         step_seconds=step_seconds,
-        steps=plan.steps,
+        steps=plan.end.expected,
     )
 
 
@@ -123,16 +125,17 @@ def overview(model: nnx.Module) -> str:
 def _timed(loop: Loop, plan: Plan, state: State) -> float:
     """Returns the seconds of a step: of the last chunk, which is the longest."""
     pace, t, begun = Pace(), 0, time.perf_counter()
+    last = plan.end.expected or 2**31 - 1
     with contextlib.closing(plan.batches.feed()) as feed:
         while True:
             data, served = feed.block(t)
-            stop = min(t + agreement.least(pace.steps())[0], plan.steps, served)
+            stop = min(t + agreement.least(pace.steps())[0], last, served)
             with pace.measured(stop - t):
                 state = loop(state, data, t, stop)
                 jax.block_until_ready(state.loss)
             seconds, t = pace.seconds / (stop - t), stop
             left = agreement.least(time.perf_counter() - begun < _SECONDS)[0]
-            if t >= plan.steps or not left:
+            if t >= last or not left:
                 return seconds
 
 

@@ -1,7 +1,8 @@
 """A run: what callbacks see of it, what a checkpoint keeps, and the result it ends with."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from flax import nnx
@@ -17,17 +18,22 @@ class Run:
 
     Attributes:
         step: Number of finished steps.
-        steps: Number of steps of the whole run.
+        steps: Number of steps of the whole run; None while nobody knows how long a stream's epochs
+            are.
         epoch: Number of finished epochs, with the fraction where an epoch's length is known.
         history: One dict a log, in order; a callback may add to the last.
         reported: The last step whose log, evaluation and callbacks are done.
         stopped: Whether a callback has stopped the run.
         status: How the run ended, None while it goes on.
         data_start: The step that began with batch 0: 0, unless the data was restarted.
+        epoch_start: The step that began with the first batch of its epoch; noted of a stream.
     """
 
     def __init__(
-        self, steps: int, model: Callable[[], nnx.Module], optimizer_state: Callable[[], Any]
+        self,
+        steps: int | None,
+        model: Callable[[], nnx.Module],
+        optimizer_state: Callable[[], Any],
     ):
         self.step = 0
         self.steps = steps
@@ -37,6 +43,7 @@ class Run:
         self.stopped = False
         self.status: Status | None = None
         self.data_start = 0
+        self.epoch_start = 0
         self._model, self._optimizer_state = model, optimizer_state
 
     @property
@@ -51,12 +58,13 @@ class Run:
             of: `(metric, "min" | "max")`.
 
         Returns:
-            `(step, value)`, the first of equals; None where there is none.
+            `(step, value)`, the first of equals; None where there is none. NaN is never the best.
         """
         if of is None:
             return None
         metric, mode = of
         values = [(row["step"], row[metric]) for row in self.history if metric in row]
+        values = [(step, value) for step, value in values if not math.isnan(value)]
         return {"min": min, "max": max}[mode](values, key=lambda v: v[1]) if values else None
 
     def model(self) -> nnx.Module:
@@ -69,6 +77,36 @@ class Run:
         An injected rate is `run.optimizer_state().hyperparams["learning_rate"]`.
         """
         return self._optimizer_state()
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Adds values to the history's row of this step, and begins one where there is none.
+
+        Args:
+            values: Numbers by name, such as `{"train/learning_rate": 1e-3}`.
+        """
+        if not self.history or self.history[-1]["step"] != self.step:
+            self.history.append({"step": self.step, "epoch": self.epoch})
+        self.history[-1].update(values)
+
+    def forget_report(self) -> None:
+        """Takes back what was logged at this step, before its report is done."""
+        self.history[:] = [row for row in self.history if row["step"] <= self.reported]
+
+    def moves_to(self, step: int, epoch: float) -> None:
+        """Notes that `step` steps and `epoch` epochs are finished."""
+        if int(epoch) > int(self.epoch):
+            self.epoch_start = step
+        self.step, self.epoch = step, epoch
+
+    def is_last(self, step: int) -> bool:
+        """Returns whether the run ends after `step` steps."""
+        return self.steps is not None and step >= self.steps
+
+    def takes(self, other: "Run") -> None:
+        """Takes over where another run stands, and its history."""
+        self.step, self.epoch, self.reported = other.step, other.epoch, other.reported
+        self.data_start, self.epoch_start = other.data_start, other.epoch_start
+        self.history[:], self.stopped = other.history, other.stopped
 
     def settle(self) -> None:
         """Makes what callbacks added to the last row of the history plain numbers, to be saved.

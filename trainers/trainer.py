@@ -1,6 +1,7 @@
 """The trainer: `Trainer(model, source).fit()`."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from clu import metrics as clu
 from flax import nnx
 from jax.sharding import Mesh
 
-from trainers.arguments import Checkpoints, checked, integer
+from trainers.arguments import Checkpoints, checked, integer, optional_integer
 from trainers.callbacks import Callback
 from trainers.data.adapt import as_batches, as_pipeline
 from trainers.devices import agreement, memory
@@ -19,8 +20,9 @@ from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout, outside_mesh
 from trainers.devices.placement import Rule
 from trainers.fit import Fit
+from trainers.loop.ended import Ended
 from trainers.loop.inference import Inference, Model, dealt, identity
-from trainers.loop.plan import Plan, variables
+from trainers.loop.plan import Plan, end_of, variables
 from trainers.preflight import Preflight, preflight
 from trainers.run import Result
 from trainers.step.average import Average, of, replaced
@@ -58,7 +60,8 @@ class Trainer:
         eval_source: What to evaluate on: one source, or a dict of them by name.
         batch_size: Records in a step; None: the Pipeline's, else 128.
         steps: Number of steps.
-        epochs: Number of epochs; at most one of the two, neither means one epoch.
+        epochs: Number of epochs; at most one of the two, neither means one epoch. An epoch of a
+            stream ends where the stream does.
         accumulate: Number of slices in which a step's batch is computed, to save memory.
         ema: Decay of a moving average of the parameters, such as 0.999, or a function `(optimizer's
             state, parameters) -> parameters` of an optimizer that has one itself, such as
@@ -196,14 +199,9 @@ class Trainer:
         self._batches = agreement.together(lambda: as_batches(self.pipeline, layout))
         self._rows = jax.jit(self._batches.rows, out_shardings=layout.replicated)
         self.steps_per_epoch = self._batches.steps_per_epoch
-        if steps is None and self.steps_per_epoch is None:
-            raise ValueError(
-                f"The source is a stream of unknown length, so epochs={epochs or 1} says nothing: "
-                "write Trainer(..., steps=10_000)."
-            )
-        self.steps = integer("steps", given.steps or (given.epochs or 1) * self.steps_per_epoch)
         self._ema: nnx.State | None = None
         self._fit: Fit | None = None  # the run that goes on
+        self._ended: Ended | None = None
         self._has_begun = False
         if loss is None:
             self._task = infer(model, self._batches, metrics, precision)
@@ -223,9 +221,9 @@ class Trainer:
                 plain(given.optimizer), wrt, given.accumulate, given.ema, log_gradient_norm
             ),
             evaluators=self._inference.evaluators(eval_source),
-            steps=self.steps,
+            end=end_of(self._batches, self.pipeline, given.steps, given.epochs),
             log_every=given.log_every,
-            eval_every=given.eval_every or self.steps_per_epoch or self.steps,
+            eval_every=given.eval_every,
             callbacks=given.callbacks,
             checkpoint=given.checkpoint,
             workdir=None if workdir is None else absolute(workdir),
@@ -250,8 +248,14 @@ class Trainer:
     # --- fit -------------------------------------------------------------------------------------
 
     @outside_mesh
-    def fit(self) -> Result:
+    def fit(self, *, steps: int | None = None, epochs: int | None = None) -> Result:
         """Trains the model in place, from batch 0 or the workdir's newest checkpoint on.
+
+        A second call goes on where the first ended, or says that the run is finished.
+
+        Args:
+            steps: Another end of the run, in steps from its first one on; None: the trainer's.
+            epochs: The same in epochs.
 
         Returns:
             The result; `result.model is model`, trained up to `result.step` also where an exception
@@ -264,17 +268,29 @@ class Trainer:
             OSError: If the workdir cannot be written; at the end, if the last checkpoint cannot
                 be: the model is trained all the same. In between, that is a warning.
         """
-        fit = self._fit = Fit(self._plan)
+        self._ends(steps, epochs)
+        self._fit = fit = Fit(self._plan, self._ended)
         self._has_begun = True
         try:
             status = fit()
         finally:
-            self._fit = None
+            self._fit, self._ended = None, fit.ended
             self._keep(fit.state)
         run = fit.run
         best = run.best(self._plan.checkpoint.best)
         averaged = self._averaged()
         return Result(run.step, self.model, averaged, run.metrics, run.history, best, status)
+
+    def _ends(self, steps: int | None, epochs: int | None) -> None:
+        steps, epochs = optional_integer("steps", steps), optional_integer("epochs", epochs)
+        if steps is not None or epochs is not None:
+            end = end_of(self._batches, self.pipeline, steps, epochs)
+            self._plan = dataclasses.replace(self._plan, end=end)
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps of the run; None while nobody knows how long a stream's epochs are."""
+        return self._plan.end.expected
 
     def _keep(self, state: State) -> None:
         """Puts a state's variables into the model, unless an exception took them with it."""

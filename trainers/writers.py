@@ -1,11 +1,13 @@
 """Writers: where the metrics of a run go."""
 
 import contextlib
+import functools
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from etils import epath
@@ -16,19 +18,15 @@ _SECONDS_BETWEEN_UPLOADS = 60.0
 
 
 class Writer(Protocol):
-    """What a writer has: the interface of clu's metric writers."""
+    """What a writer has: `write_scalars`, as clu's metric writers.
+
+    Where a writer has them, these are called, too: `resume(step)` once before all, with the step
+    from which the run goes on, 0 at its start; `write_hparams(hparams)` once, with the run's
+    configuration by name; `flush()`, and `close()` at the end.
+    """
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes numbers of a step."""
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Writes the configuration of the run."""
-
-    def flush(self) -> None:
-        """Brings what was written to where it can be read."""
-
-    def close(self) -> None:
-        """Ends writing."""
 
 
 class JsonLines:
@@ -44,7 +42,7 @@ class JsonLines:
         self._path = epath.Path(path)
         before = self._path.read_text().splitlines() if self._path.exists() else []
         rows = {row["step"]: line for line in before if (row := _row(line)) is not None}
-        self._lines = [rows.get(row["step"]) or json.dumps(dict(row)) for row in history]
+        self._lines = [rows.get(row["step"]) or _json(row) for row in history]
         self._is_local = "://" not in os.fspath(self._path)
         self._written = -float("inf")
         if self._lines != before:
@@ -52,7 +50,7 @@ class JsonLines:
         self._file = self._path.open("a") if self._is_local else None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        line = json.dumps({"step": step, **scalars, "time": round(time.time(), 3)})
+        line = _json({"step": step, **scalars, "time": round(time.time(), 3)})
         if self._file is not None:
             self._file.write(line + "\n")
             self._file.flush()  # a row is whole or, after a crash, left out when the run goes on
@@ -81,8 +79,16 @@ class JsonLines:
         self._written = time.monotonic()
 
 
+def _json(row: Mapping[str, Any]) -> str:
+    """Returns a row as JSON, which has no NaN and no infinity: they are null."""
+    lost = {name for name, x in row.items() if isinstance(x, float) and not math.isfinite(x)}
+    return json.dumps({name: None if name in lost else value for name, value in row.items()})
+
+
 class TensorBoard:
     """Writes TensorBoard's event files, through tensorboardX.
+
+    A run that goes on takes the steps out of the files that it will write again.
 
     Args:
         directory: Where they go.
@@ -94,24 +100,60 @@ class TensorBoard:
     def __init__(self, directory: epath.PathLike):
         try:
             from tensorboardX import SummaryWriter
+            from tensorboardX.proto.event_pb2 import Event
         except ImportError as error:
             raise ImportError(
                 "TensorBoard files need `pip install datarax[tensorboard]`"
             ) from error
-        self._writer = SummaryWriter(os.fspath(directory))
+        self._directory = epath.Path(os.fspath(directory))
+        self._open, self._event = SummaryWriter, Event
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        return self._open(os.fspath(self._directory))  # a new file, so not before it is needed
+
+    def resume(self, step: int) -> None:
+        """Takes out of the files what is of later steps than `step`."""
+        for path in list(self._directory.iterdir()) if self._directory.exists() else ():
+            if "tfevents" in path.name:
+                whole = path.read_bytes()
+                kept = b"".join(r for r in _records(whole) if self._step_of(r) <= step)
+                if kept != whole:
+                    path.write_bytes(kept)
+
+    def _step_of(self, record: bytes) -> int:
+        return self._event.FromString(record[12:-4]).step
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes numbers of a step."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Writes the configuration of the run."""
         self._writer.add_text("config", json.dumps(dict(hparams), indent=2, default=str))
 
     def flush(self) -> None:
+        """Brings what was written into the file."""
         self._writer.flush()
 
     def close(self) -> None:
+        """Ends writing."""
         self._writer.close()
+
+
+def _records(events: bytes) -> Iterator[bytes]:
+    """Yields the whole records of an event file; the last of a killed run may be cut off.
+
+    A record is its length in 8 bytes, a checksum in 4, the event, and a checksum in 4
+    (https://www.tensorflow.org/tutorials/load_data/tfrecord).
+    """
+    start = 0
+    while start + 12 <= len(events):
+        stop = start + 16 + int.from_bytes(events[start : start + 8], "little")
+        if stop <= len(events):
+            yield events[start:stop]
+        start = stop
 
 
 class Writers:
@@ -123,6 +165,9 @@ class Writers:
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = list(writers)
+
+    def resume(self, step: int) -> None:
+        self._each("resume", step)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         self._each("write_scalars", step, scalars)
@@ -136,14 +181,16 @@ class Writers:
     def close(self) -> None:
         self._each("close")
 
-    def _each(self, method, *arguments):
+    def _each(self, method: str, *arguments: Any) -> None:
         for writer in list(self._writers):
+            if not hasattr(writer, method):  # only `write_scalars` is needed
+                continue
             try:
                 getattr(writer, method)(*arguments)
             except Exception as error:  # a report must not end a run
                 self._writers.remove(writer)
                 with contextlib.suppress(Exception):  # it has failed, and that is said
-                    writer.close()
+                    getattr(writer, "close", lambda: None)()
                 logger.warning(
                     "%s.%s raised %s: %s. Training goes on without this writer.",
                     type(writer).__name__,

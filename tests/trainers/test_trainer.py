@@ -97,15 +97,25 @@ def test_two_runs_are_the_same_and_do_not_share_arrays():
     assert_same(shared, Normed())
 
 
-def test_fit_again_trains_on():
+def test_fit_again_goes_on_where_it_ended(capsys):
     source = memory({n: c for n, c in points(16).items() if n != "id"})
     settings = {"batch_size": 8, "optimizer": optax.sgd(0.1)}
     model = MLP()
     trainer = Trainer(model, source, **settings)
-    trainer.fit()
-    trainer.fit()
+    once = trainer.fit()
+    again = trainer.fit()
+    assert (again.status, again.step) == (once.status, once.step) == ("finished", 2)
+    assert again.history == once.history
+    assert "Finished already, at step 2" in capsys.readouterr().out
+    further = trainer.fit(epochs=2)
+    assert "Going on from step 2, where fit() ended." in capsys.readouterr().out
     twice = Trainer(MLP(), source, epochs=2, **settings).fit()
-    assert_close(model, twice.model)
+    assert_same(model, twice.model)
+    assert [row["step"] for row in further.history] == [2, 4]
+    assert twice.step == 4
+    assert trainer.fit(steps=5).step == 5
+    with pytest.raises(ValueError, match="steps=7 and epochs=3: give one of the two"):
+        trainer.fit(steps=7, epochs=3)
 
 
 class Interrupting:

@@ -1,11 +1,14 @@
 """Writers: where the metrics of a run go, and what a broken one does."""
 
+import collections
 import json
 
+import numpy as np
 import pytest
 
 from tests.support.runs import rows, said, trainer
-from trainers.writers import JsonLines, TensorBoard, Writers
+from trainers import every
+from trainers.writers import JsonLines, TensorBoard, Writers, _records
 
 
 class Recorder:
@@ -87,6 +90,44 @@ def test_the_configuration_is_written_beside_it(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == {"steps": 3, "path": str(tmp_path)}
 
 
+def test_a_writer_needs_only_write_scalars(tmp_path, caplog):
+    class Least:
+        def __init__(self):
+            self.steps = []
+
+        def write_scalars(self, step, scalars):
+            self.steps.append(step)
+
+    least = Least()
+    result = trainer(tmp_path, writers=[least]).fit()
+    assert least.steps == [row["step"] for row in result.history]
+    assert said(caplog, "trainers.writers") == []
+
+
+def test_what_is_not_finite_is_null_in_the_file(tmp_path):
+    def note(run):
+        run.log({"nan": np.nan, "infinite": -np.inf, "whole": 1})
+
+    trainer(tmp_path, callbacks=[note]).fit()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    last = rows(tmp_path)[-1]
+    assert (last["nan"], last["infinite"], last["whole"]) == (None, None, 1)
+
+
+def events(directory):
+    """Returns the steps of each tag in TensorBoard's files, in order."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    found = collections.defaultdict(list)
+    for path in sorted(directory.glob("*tfevents*")):
+        for record in _records(path.read_bytes()):
+            event = event_pb2.Event.FromString(record[12:-4])
+            for value in event.summary.value:
+                found[value.tag].append(event.step)
+    return found
+
+
 def test_tensorboard_files(tmp_path):
     pytest.importorskip("tensorboardX")
     writer = TensorBoard(tmp_path)
@@ -94,5 +135,23 @@ def test_tensorboard_files(tmp_path):
     writer.write_hparams({"steps": 3})
     writer.flush()
     writer.close()
-    (file,) = tmp_path.glob("events.*")
-    assert b"train/loss" in file.read_bytes()
+    assert events(tmp_path)["train/loss"] == [3]
+
+
+def test_tensorboard_has_each_step_once_however_often_the_run_is_cut(tmp_path):
+    pytest.importorskip("tensorboardX")
+
+    def run(*callbacks):
+        board = TensorBoard(tmp_path / "board")
+        return trainer(tmp_path / "run", writers=[board], callbacks=list(callbacks)).fit()
+
+    def fail(run):
+        raise SystemExit  # at a step that is no checkpoint
+
+    for step in (7, 11):
+        with pytest.raises(SystemExit):
+            run(every(step, fail))
+    (*_, last) = sorted((tmp_path / "board").iterdir())
+    last.write_bytes(last.read_bytes()[:-3])  # cut off by the kill
+    expected = [row["step"] for row in run().history if "train/loss" in row]
+    assert events(tmp_path / "board")["train/loss"] == expected

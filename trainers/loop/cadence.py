@@ -1,8 +1,9 @@
-"""The schedule of a run: at which steps it logs, evaluates, calls back and saves."""
+"""The cadence of a run: at which steps it logs, evaluates, calls back and saves."""
 
 from trainers import callbacks
-from trainers.loop.plan import Plan
+from trainers.loop.plan import Plan, evaluation_interval
 from trainers.loop.profile import bounds
+from trainers.run import Run
 
 
 class Cadence:
@@ -10,10 +11,12 @@ class Cadence:
 
     Args:
         plan: What the run does.
+        run: The run, which knows its last step, and the step at which its epoch began.
     """
 
-    def __init__(self, plan: Plan):
-        self._plan, self._traced = plan, bounds(plan.profile)
+    def __init__(self, plan: Plan, run: Run):
+        self._plan, self._run, self._traced = plan, run, bounds(plan.profile)
+        self._eval_every = evaluation_interval(plan)
         self._steps = [c.steps for c in plan.callbacks if isinstance(c, callbacks.every)]
 
     def logs(self, step: int) -> bool:
@@ -22,7 +25,10 @@ class Cadence:
 
     def evaluates(self, step: int) -> bool:
         """Returns whether an evaluation is due: the last step always has one."""
-        return self._is_last(step) or step % self._plan.eval_every == 0
+        every = self._eval_every
+        if every is None:  # once an epoch, of unknown length
+            return self._is_last(step) or 0 < step == self._run.epoch_start
+        return self._is_last(step) or step % every == 0
 
     def saves(self, step: int) -> bool:
         """Returns whether a checkpoint is due by the number of steps."""
@@ -59,10 +65,11 @@ class Cadence:
         """Returns the first step after `step` at which something is due."""
         plan = self._plan
         cadences = [plan.log_every, *self._steps]
-        cadences += [plan.eval_every] if plan.evaluators else []
+        cadences += [self._eval_every] if plan.evaluators and self._eval_every else []
         cadences += [plan.checkpoint.every] if plan.workdir is not None else []
         fixed = [n for n in self._traced if n > step]
-        return min(plan.steps, *fixed, *(step - step % n + n for n in cadences))
+        fixed += [] if self._run.steps is None else [self._run.steps]
+        return min([*fixed, *(step - step % n + n for n in cadences)])
 
     def _is_last(self, step: int) -> bool:
-        return step >= self._plan.steps
+        return self._run.is_last(step)

@@ -13,7 +13,7 @@ from etils import epath
 from flax import nnx
 
 from datarax import Pipeline
-from trainers.arguments import Checkpoints
+from trainers.arguments import Checkpoints, expect_one_end, integer
 from trainers.callbacks import Callback, every
 from trainers.data.batches import Batches
 from trainers.devices import memory
@@ -33,8 +33,42 @@ _PACKAGES = "jax", "flax", "optax", "datasets"
 
 
 @dataclasses.dataclass(frozen=True)
+class End:
+    """Where a run ends.
+
+    Args:
+        steps: After how many steps; None where only a stream's end tells.
+        epochs: After how many epochs of the stream then, else None.
+        expected: After how many steps, as far as anybody knows.
+    """
+
+    steps: int | None
+    epochs: int | None
+    expected: int | None
+
+
+def end_of(batches: Batches, pipeline: Pipeline, steps: int | None, epochs: int | None) -> End:
+    """Returns where a run over some batches ends; neither `steps` nor `epochs` means one epoch.
+
+    Raises:
+        ValueError: If both are given, or `epochs` of a source that never ends.
+    """
+    expect_one_end(steps, epochs)
+    if steps is not None:
+        return End(steps, None, steps)
+    epochs, per_epoch = epochs or 1, batches.steps_per_epoch
+    if pipeline.source.is_endless:
+        raise ValueError(
+            f"A mixture never ends, so epochs={epochs} says nothing: write Trainer(..., "
+            "steps=10_000)."
+        )
+    expected = None if per_epoch is None else integer("steps", epochs * per_epoch)
+    return End(None, epochs, expected) if pipeline.is_stream else End(expected, None, expected)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run does; the fields are as in `Trainer`."""
+    """What a run does; the fields are as in `Trainer`, with its end in one."""
 
     model: nnx.Module
     pipeline: Pipeline
@@ -44,9 +78,9 @@ class Plan:
     objective: Objective
     update: Update
     evaluators: dict[str, Evaluator]
-    steps: int
+    end: End
     log_every: int
-    eval_every: int
+    eval_every: int | None
     callbacks: tuple[Callback, ...]
     checkpoint: Checkpoints
     workdir: epath.Path | None
@@ -54,6 +88,24 @@ class Plan:
     writers: tuple[Writer, ...]
     resume_data: str
     profile: tuple[int, int] | None
+
+
+def evaluation_interval(plan: Plan) -> int | None:
+    """Returns the steps between two evaluations; None: at each end of a stream's epoch."""
+    once_an_epoch = None if plan.pipeline.is_stream else plan.batches.steps_per_epoch
+    return plan.eval_every or once_an_epoch
+
+
+def metrics_of(plan: Plan) -> set[str]:
+    """Returns the names of the metrics that a run logs and evaluates by itself."""
+    own = vars(plan.objective.metrics.empty())
+    values = ["loss", *(name for name in own if not name.startswith("_"))]
+    parts = ["train/", *(f"eval/{name}/" if name else "eval/" for name in plan.evaluators)]
+    names = {f"{part}{value}" for part in parts for value in values}
+    own = {"train/learning_rate"} | (
+        {"train/gradient_norm"} if plan.update.gradient_norm else set()
+    )
+    return names | own
 
 
 def decisions(plan: Plan) -> dict[str, Any]:
@@ -92,7 +144,8 @@ def configuration(plan: Plan) -> dict[str, Any]:
         "model": type(plan.model).__name__,
         "data": plan.pipeline.source.label,
         "batch_size": batches.batch_size,
-        "steps": plan.steps,
+        "steps": plan.end.expected,
+        "epochs": plan.end.epochs,
         "loss": plan.task.name,
         "inferred": plan.task.inferred or None,
         "optimizer": described(update.optimizer),
@@ -102,7 +155,7 @@ def configuration(plan: Plan) -> dict[str, Any]:
         "seed of the source": plan.pipeline.source.seed,
         "precision": None if precision is None else jax.numpy.dtype(precision).name,
         "log_every": plan.log_every,
-        "eval_every": plan.eval_every if plan.evaluators else None,
+        "eval_every": evaluation_interval(plan) if plan.evaluators else None,
         "checkpoint": str(plan.checkpoint),
         "workdir": str(plan.workdir),
         "devices": f"{len(devices)} x {devices[0].device_kind}",

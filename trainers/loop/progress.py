@@ -19,12 +19,12 @@ class Progress:
     """Shows the step, metrics, records a second and the time left, in the first process.
 
     Args:
-        steps: Number of steps of the run.
+        steps: Number of steps of the run, as far as anybody knows, or None.
         batch_size: Records in a step.
         best: Name of the metric that decides which checkpoint is the best; it is shown early.
     """
 
-    def __init__(self, steps: int, batch_size: int, best: str | None = None):
+    def __init__(self, steps: int | None, batch_size: int, best: str | None = None):
         self._steps = steps
         self._batch_size = batch_size
         self._order = ["train/loss", "eval/loss", best]
@@ -82,7 +82,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join([*parts[:4], rate]).rstrip(), refresh=False)
             return
-        place = f"step {row['step']}/{self._steps}  epoch {row['epoch']:.2f}"
+        end = "" if self._steps is None else f"/{self._steps}"
+        place = f"step {row['step']}{end}  epoch {row['epoch']:.2f}"
         width = shutil.get_terminal_size((_WIDTH, 24)).columns
         while len(parts) > 1 and len("  ".join([place, *parts, rate])) > width:
             parts.pop()  # all of them are in the history, and in metrics.jsonl
@@ -106,6 +107,9 @@ class Progress:
         if not finished:
             return ""
         rate = finished / self._seconds
+        told = f"{rate * self._batch_size:,.0f} examples/s"
+        if self._steps is None:
+            return told
         passed = (time.perf_counter() - self._begun) / finished  # with evaluating and saving
-        left = tqdm.format_interval((self._steps - step) * passed)
-        return f"{rate * self._batch_size:,.0f} examples/s  {left} left"
+        left = tqdm.format_interval(max(0, self._steps - step) * passed)
+        return f"{told}  {left} left"

@@ -30,6 +30,7 @@ class Reporter:
         signals: What may end an evaluation.
         writers: Where the rows go.
         progress: What shows them.
+        cadence: Says what is due.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class Reporter:
         signals: Signals,
         writers: Writers,
         progress: Progress,
+        cadence: Cadence,
     ):
         self._plan, self._run, self._clock, self._signals = plan, run, clock, signals
-        self._writers, self._progress = writers, progress
-        self._cadence = Cadence(plan)
+        self._writers, self._progress, self._cadence = writers, progress, cadence
 
     def report(self, state: State) -> tuple[State, bool]:
         """Does what is due at this step.
@@ -60,18 +61,16 @@ class Reporter:
         if row is None:
             return state, False
         if row:
-            run.history.append({"step": run.step, "epoch": run.epoch, **row})
+            run.log(row)
         stops = ask(self._cadence.calls(run.step, bool(row)), run)
         if stops and not (log and evaluate):  # so this is the last step
             missing = self._measured(state, not log, not evaluate)
             if missing is None:
-                del run.history[len(run.history) - bool(row) :]
+                run.forget_report()
                 return state, False
-            if not row:
-                run.history.append({"step": run.step, "epoch": run.epoch})
-            run.history[-1] |= missing
+            run.log(missing)
         run.reported = run.step
-        if row or stops:
+        if run.history and run.history[-1]["step"] == run.step:
             self._write()
         return self.begin_window(state)[0] if log or stops else state, stops
 
@@ -84,8 +83,7 @@ class Reporter:
         run, fetched = self._run, jax.device_get(window)
         if not math.isfinite(fetched.loss):
             return False
-        row = _prefixed("train/", fetched.compute())
-        run.history.append({"step": run.step, "epoch": run.epoch, **row})
+        run.log(_prefixed("train/", fetched.compute()))
         run.reported = run.step
         self._write()
         return True

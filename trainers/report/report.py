@@ -77,7 +77,9 @@ class Report:
 
     def _head(self, title: str, status: str) -> str:
         run, plan = self._run, self._plan
-        done = run.step / plan.steps
+        steps = run.steps or plan.end.expected
+        done = 0.0 if steps is None else min(1.0, run.step / steps)
+        end = "" if steps is None else f" of {steps:,}"
         epoch = "" if run.epoch is None else f", epoch {run.epoch:.2f}"
         best = run.best(plan.checkpoint.best)
         values = {}
@@ -91,8 +93,8 @@ class Report:
         values["since the start"] = tqdm.format_interval(self._clock.total)
         return (
             f'<header><h1>{page.text(title)}</h1><span class="status {page.text(status)}">'
-            f'{page.text(status)}</span></header><p class="lead">step {run.step:,} of '
-            f'{plan.steps:,}{epoch}</p><div class="bar progress"><i style="width: {done:.2%}"></i>'
+            f'{page.text(status)}</span></header><p class="lead">step {run.step:,}'
+            f'{end}{epoch}</p><div class="bar progress"><i style="width: {done:.2%}"></i>'
             f"</div>{page.tiles(values)}"
         )
 

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,21 +21,9 @@ from trainers.step import average
 from trainers.step.state import State
 from trainers.workdir import compilation, items
 from trainers.workdir.lock import held
-from trainers.workdir.store import BEST, CHECKPOINTS, Store
+from trainers.workdir.store import BEST, CHECKPOINTS, DamagedError, Store
 
 logger = logging.getLogger(__name__)
-
-
-class Restored(NamedTuple):
-    """What a checkpoint holds, beside what went into `Run`.
-
-    Args:
-        state: The state.
-        data_state: The source's state; None where the data begin anew.
-    """
-
-    state: State
-    data_state: dict[str, Any] | None
 
 
 class Checkpointer:
@@ -86,7 +74,7 @@ class Checkpointer:
 
     # --- taking up -------------------------------------------------------------------------------
 
-    def restore(self, run: Run, state: State) -> Restored | None:
+    def restore(self, run: Run, state: State) -> tuple[State, dict[str, Any] | None] | None:
         """Takes up the newest whole checkpoint.
 
         Args:
@@ -94,7 +82,8 @@ class Checkpointer:
             state: The state of a run that begins, for its structure.
 
         Returns:
-            The state of the run and of its data, or None where there is no checkpoint.
+            The state of the run, and that of its data, None where they begin anew; or None where
+            there is no checkpoint.
 
         Raises:
             ValueError: If the checkpoint is of another model, other data or another batch size.
@@ -119,11 +108,11 @@ class Checkpointer:
         data, saved, start, arrays = found
         run.step, run.reported, run.data_start = saved["step"], saved["reported"], start
         run.history[:], run.stopped = saved["history"], saved["stopped"]
-        run.epoch = saved["epoch"]
+        run.epoch, run.epoch_start = saved["epoch"], saved.get("epoch_start", 0)
         self._saved = run.step, run.reported
         state = items.with_arrays(state, arrays, self._plan.update.wrt)
         self.save_best(run, state, data)  # it is missing, where the run was killed while writing it
-        return Restored(state, data if start < run.step else None)
+        return state, data if start < run.step else None
 
     def _arrays(self, state: State) -> dict[str, Any]:
         """Returns a state as a checkpoint holds it, with the average that evaluation means."""
@@ -171,27 +160,29 @@ class Checkpointer:
     # --- saving ----------------------------------------------------------------------------------
 
     def rehearse(self, run: Run, state: State, data_state: dict[str, Any]) -> None:
-        """Saves a likeness of the first state, one number an array, and reads it back.
+        """Saves a likeness of the first state, at most one number an array, and reads it back.
 
         So what cannot be saved is found before the first step, not at the first checkpoint.
 
         Raises:
-            ValueError: If something in the state cannot be saved.
+            ValueError: If two variables have one name, or something in the run is no number.
             OSError: If what is written cannot be read back.
         """
         if self._store is None:
             return
-        arrays = jax.tree.map(
-            lambda x: np.zeros([min(n, 1) for n in x.shape], x.dtype),
-            without_keys(self._arrays(state)),
-        )
-        run_item = self._item(run)
+        item, arrays = self._item(run), without_keys(self._arrays(state))
+        small = jax.tree.map(lambda x: np.zeros([min(n, 1) for n in x.shape], x.dtype), arrays)
         place = self._store.directory / "trial"
         trial = Store(place, keep=1)
         try:
-            trial.save(0, arrays, data_state, run_item)
+            trial.save(0, small, data_state, item)
             trial.wait()
-            trial.restore(0, dict.fromkeys(arrays), trial.read(0)[1])
+            trial.restore(0, dict.fromkeys(small), trial.read(0)[1])
+        except (OSError, DamagedError) as error:
+            raise OSError(
+                f"The state of this run cannot be saved in {self._plan.workdir} and read back: "
+                f"{error}. Write another workdir, or None to save nothing."
+            ) from error
         finally:
             trial.close()
             agreement.together(lambda: place.rmtree() if agreement.is_first() else None)
@@ -249,12 +240,16 @@ class Checkpointer:
                 *(self._plan.checkpoint.best, run.step, listed(names), closest(metric, names)),
             )
 
-    def save_last(self, run: Run, state: State, data_state: dict[str, Any]) -> None:
-        """Saves the step at which an exception ends the run, and waits until that is written."""
-        self._try(self._store, lambda _: self.finish(run, state, data_state))
-
-    def finish(self, run: Run, state: State, data_state: dict[str, Any]) -> None:
+    def finish(
+        self, run: Run, state: State, data_state: dict[str, Any], *, raises: bool = True
+    ) -> None:
         """Saves the last step and waits until everything is written.
+
+        Args:
+            run: The run.
+            state: Its state.
+            data_state: The source's state at the same step.
+            raises: Whether to try again, and raise, where it could not be written.
 
         Raises:
             OSError: If the last step could not be written, not even at the second attempt.
@@ -264,7 +259,7 @@ class Checkpointer:
         self.save(run, state, data_state)
         self._try(self._best, Store.wait)
         self._try(self._store, Store.wait)
-        if self._saved is None:
+        if self._saved is None and raises:
             self._put(self._store, run, state, data_state)
             self._store.wait()
 
@@ -284,6 +279,7 @@ class Checkpointer:
         return {
             "step": run.step,
             "epoch": run.epoch,
+            "epoch_start": run.epoch_start,
             "reported": run.reported,
             "stopped": run.stopped,
             "first": run.data_start,  # its name since format 1

@@ -3,11 +3,12 @@
 from tests.support.models import MLP, labelled
 from trainers import Checkpoints, Trainer, every
 from trainers.loop.cadence import Cadence
+from trainers.run import Run
 
 
 def schedule(tmp_path=None, **arguments):
     trainer = Trainer(MLP(), labelled(40), batch_size=8, steps=50, workdir=tmp_path, **arguments)
-    return Cadence(trainer._plan)
+    return Cadence(trainer._plan, Run(50, MLP))
 
 
 def ends(one):
