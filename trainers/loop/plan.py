@@ -102,10 +102,8 @@ def metrics_of(plan: Plan) -> set[str]:
     values = ["loss", *(name for name in own if not name.startswith("_"))]
     parts = ["train/", *(f"eval/{name}/" if name else "eval/" for name in plan.evaluators)]
     names = {f"{part}{value}" for part in parts for value in values}
-    own = {"train/learning_rate"} | (
-        {"train/gradient_norm"} if plan.update.gradient_norm else set()
-    )
-    return names | own
+    names |= {"train/gradient_norm"} if plan.update.gradient_norm else set()
+    return names | {"train/learning_rate"}
 
 
 def decisions(plan: Plan) -> dict[str, Any]:
