@@ -1,10 +1,11 @@
 """The fingerprint of data: of its content, so that the same data are known anywhere again."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import datasets
+import jax
 import numpy as np
 import pyarrow as pa
 
@@ -130,6 +131,31 @@ class Digest:
         for name in sorted(parts):
             self.note(name)
             self.arrow(parts[name])
+
+
+def fingerprint_rows(read_rows: Callable[[np.ndarray], dict[str, Any]], length: int) -> str:
+    """Returns what `fingerprint_arrays` does of columns that are read by rows.
+
+    Args:
+        read_rows: Returns rows of the columns, by their numbers.
+        length: Number of rows.
+    """
+    rows = read_rows(_spots(length))
+    return fingerprint_arrays(jax.tree.map(lambda column: _Spots(column, length), rows))
+
+
+class _Spots:
+    """A column of which only the rows that count are at hand."""
+
+    def __init__(self, column: np.ndarray, length: int):
+        self._column, self._length = column, length
+        self.shape, self.dtype = (length, *column.shape[1:]), column.dtype
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, spots: np.ndarray) -> np.ndarray:
+        return self._column
 
 
 def _with_files(stored: pa.Array, paths: pa.Array) -> pa.Array:

@@ -9,6 +9,7 @@ import numpy as np
 
 from datarax.order.canonical import Deal
 from datarax.order.epochs import epoch_seed
+from datarax.order.host import host_index_shuffle
 from datarax.order.permutation import index_shuffle, integers
 from datarax.order.views import View
 
@@ -77,6 +78,27 @@ class Order:
     def stored(self, index: Any) -> jax.Array:
         """Returns the records at positions of the stored order, `int32`; traceable."""
         return jnp.asarray(index) if self.view is None else self.view.records(index, None)
+
+    def host_records(self, epoch: int, position: np.ndarray) -> np.ndarray:
+        """Returns what `records` does, as a NumPy array; nothing is compiled for a plain order.
+
+        Args:
+            epoch: The epoch.
+            position: Positions within it, integers of shape `(size,)`, taken modulo `num_records`.
+
+        Returns:
+            `int64` array of shape `(size,)`.
+        """
+        position = position % self.num_records
+        is_drawn = self.view is not None and self.view.is_drawn
+        if self.deal is not None or is_drawn:
+            size = 1 << (max(len(position), 1) - 1).bit_length()  # few lengths are compiled
+            padded = np.resize(position, size).astype(np.uint32)
+            return np.asarray(_records(self, np.uint32(epoch), padded))[: len(position)]
+        if self.shuffle:
+            seed = (int(self.seed) + epoch) % 2**32
+            position = host_index_shuffle(position, num_records=self.num_records, seed=seed)
+        return position if self.view is None else self.view.stored(position)
 
     def window(self, epoch: Any, start: Any, size: int) -> jax.Array:
         """Returns the records at `size` positions of one epoch, wrapping at its end.
@@ -147,6 +169,11 @@ jax.tree_util.register_pytree_node(
     _flatten,
     lambda static, leaves: Order(static[0], leaves[0], *static[1:], view=leaves[1]),
 )
+
+
+@jax.jit
+def _records(order: Order, epoch: Any, position: Any) -> jax.Array:
+    return order.records(epoch, position)
 
 
 def window(start: Any, size: int, *, num_records: int, seed: Any = None) -> jax.Array:

@@ -98,15 +98,15 @@ class Selected(View):
         """False: every record comes once an epoch."""
         return False
 
-    def at(self, index: Any) -> jax.Array:
-        """Returns the records at positions of the stored order, `int32`; traceable."""
-        return _at(self.table, index)
+    def stored(self, index: np.ndarray) -> np.ndarray:
+        """Returns the records at some positions of the stored order; see `View.stored`."""
+        return np.asarray(self.table)[index].astype(np.int64)
 
     def records(self, position: jax.Array, seed: Any) -> jax.Array:
         """Returns the record at each position; see `View.records`."""
         if seed is not None:
             position = index_shuffle(position, num_records=self.length, seed=seed)
-        return self.at(position)
+        return _at(self.table, position)
 
 
 @partial(

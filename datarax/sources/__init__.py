@@ -1,10 +1,12 @@
 """Sources: where records come from."""
 
 from datarax.sources.eager import EagerSourceBase
+from datarax.sources.grain_source import GrainSource, as_grain
 from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
 from datarax.sources.hf_source.eager import HFEagerSource
 from datarax.sources.hf_source.from_hf import from_hf
 from datarax.sources.hf_source.streaming import HFStreamingSource
+from datarax.sources.indexed import IndexedSourceBase
 from datarax.sources.memory import MemorySource, MemorySourceConfig
 from datarax.sources.mixed import MixedSource
 from datarax.sources.source import Source, SourceConfigBase
@@ -12,15 +14,18 @@ from datarax.sources.streaming import StreamingSourceBase
 
 __all__ = [
     "EagerSourceBase",
+    "GrainSource",
     "HFEagerConfig",
     "HFEagerSource",
     "HFStreamingConfig",
     "HFStreamingSource",
+    "IndexedSourceBase",
     "MemorySource",
     "MemorySourceConfig",
     "MixedSource",
     "Source",
     "SourceConfigBase",
     "StreamingSourceBase",
+    "as_grain",
     "from_hf",
 ]

@@ -22,7 +22,6 @@ from datarax.columns.rows import (
 )
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig
-from datarax.order.epochs import key_seed
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.placement import Placements, to_default_device
 from datarax.sources.random_access import RandomAccessSource
@@ -194,13 +193,7 @@ class EagerSourceBase(RandomAccessSource):
             Array([8, 9, 0, 1], dtype=int32)
         """
         expect_between("size", size, 1, MAX_RECORDS)
-        if key is None and self.is_random_order:
-            raise ValueError(
-                f"{self.label} is in random order, and get_batch_at keeps no epoch: write "
-                "key=jax.random.key(seed + epoch), or set_random_order(False)."
-            )
-        # The epoch is in the key, so that of the order is 0.
-        seed = key_seed(key) if self.is_random_order else 0
+        seed = self._key_seed(key)
         order = dataclasses.replace(self.order, seed=seed)
         if isinstance(start, (int, np.integer)):
             start = int(start) % self.length

@@ -65,7 +65,7 @@ class MemorySource(EagerSourceBase):
             )
         super().__init__(
             config,
-            _columns(data),
+            columns_of(data),
             shuffle=config.shuffle,
             seed=config.seed,
             rngs=rngs,
@@ -93,12 +93,13 @@ class MemorySource(EagerSourceBase):
         return self._settings_to(copy) if config is None else copy
 
 
-def _columns(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def columns_of(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns a dict of values as the columns of a source: arrays in JAX's dtypes, host columns."""
     for name in data:
         if not isinstance(name, str):
             raise TypeError(f"{name!r} names a column: expected a string, {str(name)!r}.")
     return {
-        name: _columns(values, f"{prefix}{name}.")
+        name: columns_of(values, f"{prefix}{name}.")
         if isinstance(values, dict)
         else _column(prefix + name, values)
         for name, values in data.items()

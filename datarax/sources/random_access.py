@@ -11,6 +11,7 @@ from flax import nnx
 from datarax.columns.host import is_host
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig, expect_dict
+from datarax.order.epochs import key_seed
 from datarax.order.order import Order
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.viewable import Viewable
@@ -85,6 +86,17 @@ class RandomAccessSource(Viewable):
         """The order of the records, as it is set now."""
         view = None if self.view is None else self.view.placed
         return Order(self.length, self._seed, shuffle=self._shuffle, view=view)
+
+    def _key_seed(self, key: jax.Array | None) -> Any:
+        """Returns the seed of an order whose epoch 0 is the epoch that a key names."""
+        if not self.is_random_order:
+            return 0
+        if key is None:
+            raise ValueError(
+                f"{self.label} is in random order, and get_batch_at keeps no epoch: write "
+                "key=jax.random.key(seed + epoch), or set_random_order(False)."
+            )
+        return key_seed(key)
 
     def set_random_order(self, enabled: bool) -> None:
         """Sets whether each epoch has its own random order, from the next batch on."""

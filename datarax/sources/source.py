@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
+import numpy as np
 
 from datarax.columns.host import HostColumn
 from datarax.module import DataraxModule, DataraxModuleConfig
@@ -199,6 +200,15 @@ class Source(DataraxModule):
             `(batches, batch_size)`, and the `positions` of which `state_at` makes states.
         """
         raise NotImplementedError
+
+    def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
+        """Returns the number of each record of an epoch, or its rank where records have none.
+
+        Args:
+            epoch: The epoch.
+            ranks: Ranks of the records in the epoch, integers of shape `(size,)`.
+        """
+        return ranks
 
     def begin_epoch(self) -> bool:
         """Goes to where a `for` begins (see `__iter__`); returns whether a state put it there."""

@@ -32,6 +32,7 @@ class StreamBatches(Batches):
     Attributes:
         capacity: Number of batches in a block; the last of them may be empty.
         readers: How many shares of a batch the processes read; 1: each reads all.
+        epoch_records: Records of an epoch, None where it is not known.
     """
 
     def __init__(self, pipeline: Pipeline, layout: Layout, *, stored_order: bool = False):
@@ -50,6 +51,10 @@ class StreamBatches(Batches):
         row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._record))
         most = _BYTES // max(1, row_bytes * self.batch_size)
         self.capacity = max(1, min(_BATCHES, most))
+        # An epoch by arithmetic is as long as its batches; a stream's is as long as its records.
+        self.epoch_records = self.length
+        if source.is_indexable and self.steps_per_epoch is not None:
+            self.epoch_records = self.batch_size * self.steps_per_epoch
         self._look({column.name: column for column in source.host_columns()})
 
     @property
@@ -126,6 +131,10 @@ class StreamBatches(Batches):
         """Returns the state of all processes together, from each one's own after the same batch."""
         return own if self.readers == 1 else self._source.joined_state(agreement.collected(own))
 
+    def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
+        """Returns the number of each record of an epoch, or its rank; see `Source.records_at`."""
+        return self._source.records_at(epoch, ranks)
+
     def whole(self, array: jax.Array) -> np.ndarray:
         """Returns an array that may be spread over processes; all of them ask for it."""
         return np.asarray(self._layout.replicate(array))
@@ -174,13 +183,16 @@ class StreamFeed(Feed):
 
     def epoch_at(self, t: int) -> float:
         """Returns the epoch of step `t`, with the fraction where the length is known."""
-        block, length = self._reach(t), self._batches.length
+        block, length = self._reach(t), self._batches.epoch_records
         index = self._index + int(block.counts[: t - self._start].sum())
-        return block.epoch + (0 if length is None else index / length)
+        # One quotient, rounded once, so that it is the one of eager data to the last bit.
+        return block.epoch if length is None else (block.epoch * length + index) / length
 
     def records(self, t: int) -> np.ndarray:
-        """Returns the rank in its epoch of each record of batch `t`, of shape `(batch_size,)`."""
-        return self._batches.whole(self._reach(t).data[2])[t - self._start]
+        """Returns the number of each record of batch `t`; see `Feed.records`."""
+        block = self._reach(t)
+        ranks = self._batches.whole(block.data[2])[t - self._start]
+        return self._batches.records_at(block.epoch, ranks)
 
     def close(self) -> None:
         """Ends the reading."""

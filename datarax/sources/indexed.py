@@ -1,0 +1,307 @@
+"""The base of sources whose rows are read by number, from host memory or disk, batch by batch."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Self
+
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax.columns.fingerprint import fingerprint_rows
+from datarax.columns.host import HostColumn, is_host
+from datarax.columns.rows import on_device
+from datarax.errors import expect_between, listed
+from datarax.module import DataraxModuleConfig
+from datarax.order.permutation import MAX_RECORDS
+from datarax.sources.memory import columns_of
+from datarax.sources.random_access import RandomAccessSource
+from datarax.stream.block import Block
+
+_ITERATION_BLOCK = 256  # rows read at once while iterating record by record
+_COLUMN_BLOCK = 8192  # rows read at once of a whole column, such as the classes of a view
+
+
+class IndexedSourceBase(RandomAccessSource):
+    """A source that reads rows by their number: the order of an eager source, for data of any size.
+
+    A subclass defines `__len__` and `read_rows`, and has order, state, views, `Pipeline`,
+    `prefetch_to_device` and the trainer: the same batches as a `MemorySource` of the same arrays,
+    bit for bit, and a state that either restores. Only the rows of a few batches are in memory.
+
+    Args:
+        config: The subclass's configuration.
+        shuffle: Whether each epoch has its own random order: a full permutation.
+        seed: Seed of that order, from 0 to 2**32 - 1.
+        fingerprint: Fingerprint of the data's content; of up to 1,024 rows where None.
+        revision: The version that the data was resolved to; part of the state.
+        rngs: Random streams that the source keeps; they never decide the order.
+        name: A name for messages.
+
+    Raises:
+        ValueError: If there are no rows, or columns of different lengths.
+
+    Example:
+        >>> class Squares(IndexedSourceBase):
+        ...     def __len__(self):
+        ...         return 10
+        ...
+        ...     def read_rows(self, indices):
+        ...         return {"x": indices, "y": indices.astype(np.float32) ** 2}
+        >>> Squares(SourceConfigBase()).get_batch(3)["y"]
+        Array([0., 1., 4.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        config: DataraxModuleConfig,
+        *,
+        shuffle: bool = False,
+        seed: int = 42,
+        fingerprint: str | None = None,
+        revision: str | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ):
+        rows = self._count_rows()
+        if not rows:
+            raise ValueError(
+                f"{name or type(self).__name__} has no rows: a source needs one record at least."
+            )
+        self._spec = nnx.static(_Spec(columns_of(self.read_rows(np.zeros(1, np.int64)))))
+        fingerprint = fingerprint or fingerprint_rows(self._read, rows)
+        super().__init__(
+            config,
+            length=rows,
+            shuffle=shuffle,
+            seed=seed,
+            fingerprint=fingerprint,
+            revision=revision,
+            rngs=rngs,
+            name=name,
+        )
+        self._shards = 1
+        # Which share of every batch is read here, and how many shares there are.
+        self._reader, self._readers = 0, 1
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        # A view of the source has another length, so `len` cannot be the subclass's method.
+        if "__len__" in vars(cls):
+            cls._count_rows = vars(cls)["__len__"]
+            del cls.__len__
+
+    # --- what a subclass defines -----------------------------------------------------------------
+
+    def _count_rows(self) -> int:
+        raise NotImplementedError(f"{type(self).__name__} defines no __len__().")
+
+    def read_rows(self, indices: np.ndarray) -> dict[str, Any]:
+        """Returns some rows; a subclass defines it. The trainer calls it on a thread of its own.
+
+        Args:
+            indices: Numbers of rows, `int64` of shape `(k,)`, in any order, some perhaps twice.
+
+        Returns:
+            Nested dict of arrays of shape `(k, ...)`, each column with one shape and dtype whatever
+            the rows; or lists of `k` Python objects.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no read_rows(indices).")
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    def element_spec(self) -> dict[str, Any]:
+        """Returns the shape and dtype of one record, as of the first row; see `Source`."""
+        return self._spec.record
+
+    def host_columns(self) -> tuple[HostColumn, ...]:
+        """Returns the columns that are no arrays, nested ones too, without rows."""
+        return self._spec.host
+
+    def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns some rows of all columns; see `RandomAccessSource.host_rows`."""
+        return self._read(np.asarray(rows, np.int64))
+
+    def sharded(self, shards: int) -> Self:
+        """Returns a source in the order that eager data has when they are dealt to shards.
+
+        Raises:
+            ValueError: If there are fewer records than shards.
+        """
+        replace(self.order, shards=shards)
+        source = self.clone()
+        source._shards = shards
+        return source
+
+    def share(self, shards: int, reader: int, readers: int) -> tuple[Self, int]:
+        """Returns a source of one process's rows of every batch, whatever the shards."""
+        source = self.clone()
+        source._shards, source._reader, source._readers = shards, reader, readers
+        return source, readers
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def get_batch_at(
+        self, start: int | jax.Array, size: int, key: jax.Array | None = None
+    ) -> dict[str, Any]:
+        """Returns `size` records from position `start` of the epoch that `key` names.
+
+        It changes nothing. Past the end it wraps in the same permutation.
+
+        Args:
+            start: Position within the epoch; not traced, since the rows are read on the host.
+            size: Number of records.
+            key: PRNG key of the epoch; see `EagerSourceBase.get_batch_at`.
+
+        Raises:
+            NotImplementedError: If `start` or `key` is traced.
+            ValueError: If the order is random and `key` is None, or `size` is not positive.
+        """
+        expect_between("size", size, 1, MAX_RECORDS)
+        if any(isinstance(value, jax.core.Tracer) for value in (start, key)):
+            raise NotImplementedError(
+                f"{self.label} reads its rows on the host, which a compiled function cannot: train "
+                "with trainers.Trainer, iterate over a Pipeline or prefetch_to_device, or load the "
+                "data with an eager source."
+            )
+        order = replace(self.order, seed=self._key_seed(key))
+        records = order.host_records(0, int(start) % self.length + np.arange(size))
+        return on_device(self._read(records))
+
+    def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
+        """Returns the next `batch_size` records, running on into the next epoch.
+
+        Args:
+            batch_size: Number of records.
+            key: If given, `get_batch_at(0, batch_size, key)` is returned and nothing moves.
+        """
+        if key is not None:
+            return self.get_batch_at(0, batch_size, key)
+        return on_device(self.get_host_batch(batch_size))
+
+    def get_host_batch(self, batch_size: int) -> dict[str, Any]:
+        """Returns what `get_batch` does, as NumPy arrays."""
+        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
+        epoch, index = self.position()
+        parts, left = [], batch_size
+        while left:
+            count = min(left, self.length - index)
+            parts.append(self.order.host_records(epoch, np.arange(index, index + count)))
+            epoch, index, left = epoch + 1, 0, left - count
+        batch = self._read(np.concatenate(parts))
+        self.advance(batch_size)
+        self._counts.applied += batch_size
+        return batch
+
+    def take(self, count: int, step: int) -> Iterator[dict[str, Any]]:
+        """Yields the next `count` records; see `Source.take`."""
+        if count:
+            yield self.get_host_batch(count)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields the records of one epoch; see `EagerSourceBase.__iter__`."""
+        self.begin_epoch()
+        epoch, index = self.position()
+        while index < self.length:
+            places = np.arange(index, min(index + _ITERATION_BLOCK, self.length))
+            rows = self._read(self.order.host_records(epoch, places))
+            for row in range(len(places)):
+                index += 1
+                self.move(*((epoch, index) if index < self.length else (epoch + 1, 0)))
+                self._counts.applied += 1
+                yield on_device(jax.tree.map(lambda column, row=row: column[row], rows))
+
+    def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Yields batches in host memory to the end of one epoch; it begins as a `for` does."""
+        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
+        self.begin_epoch()
+        left = self.length - self.position()[1]
+        while left:
+            size = min(batch_size, left)
+            yield self.get_host_batch(size)
+            left -= size
+
+    def read_batches(self, batches: int, batch_size: int) -> Block:
+        """Returns the next batches of this epoch, stacked in host memory; see `Source`.
+
+        An epoch's last batch is filled up with the epoch's first records, which do not count.
+        """
+        epoch, index = self.position()
+        whole = batch_size * self._readers
+        filled = min(batches, -(-(self.length - index) // whole))
+        starts = index + whole * np.arange(batches) + self._reader * batch_size
+        positions = starts[:, None] + np.arange(batch_size)
+        records = self.records_at(epoch, positions[:filled].reshape(-1))
+        columns = jax.tree.map(
+            lambda column: _stacked(column, batches, batch_size), self._read(records)
+        )
+        ends = np.minimum(index + whole * np.arange(batches + 1), self.length).tolist()
+        self.move(epoch, ends[-1])
+        return Block(
+            columns,
+            positions < self.length,
+            positions.astype(np.uint32),
+            epoch,
+            filled,
+            [(epoch, end) for end in ends],
+            0,
+        )
+
+    def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
+        """Returns the number of each record of an epoch; see `Source`."""
+        return replace(self.order, shards=self._shards).host_records(epoch, ranks)
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def _column(self, name: str) -> Any:
+        records = self.stored_records(np.arange(self.length))
+        parts = [
+            self._read(records[start : start + _COLUMN_BLOCK])[name]
+            for start in range(0, self.length, _COLUMN_BLOCK)
+        ]
+        return next((c for c in self.host_columns() if c.name == name), np.concatenate(parts))
+
+    def _read(self, records: np.ndarray) -> dict[str, Any]:
+        """Returns rows of the columns, checked against the first row."""
+        rows = columns_of(self.read_rows(records))
+        self._spec.check(rows, records)
+        return jax.tree.map(np.asarray, rows, is_leaf=is_host)
+
+
+class _Spec:
+    """What every row of a source is, as of its first: static to JAX, and shared by copies.
+
+    Args:
+        rows: The columns of the first row alone.
+    """
+
+    def __init__(self, rows: dict[str, Any]):
+        self.record = jax.tree.map(
+            lambda c: jax.ShapeDtypeStruct(c.shape[1:], c.dtype), rows, is_leaf=is_host
+        )
+        columns = jax.tree.leaves(rows, is_leaf=is_host)
+        self.host = tuple(column.over(np.empty(0, object)) for column in columns if is_host(column))
+
+    def check(self, rows: dict[str, Any], records: np.ndarray) -> None:
+        """Raises `ValueError` unless the rows' columns are those of the first row."""
+        own = jax.tree.leaves_with_path(self.record)
+        given = jax.tree.leaves_with_path(rows, is_leaf=is_host)
+        if [path for path, _ in own] != [path for path, _ in given]:
+            raise ValueError(
+                f"read_rows returned the columns {listed(rows)} for row {records[0]}, and "
+                f"{listed(self.record)} for row 0: return the same columns for all rows."
+            )
+        for (path, spec), (_, column) in zip(own, given, strict=True):
+            found = len(column), column.shape[1:], column.dtype
+            if found != (len(records), spec.shape, spec.dtype):
+                raise ValueError(
+                    f"read_rows returned {jax.tree_util.keystr(path)} of shape {column.shape} and "
+                    f"dtype {column.dtype} for {len(records)} rows from row {records[0]} on: "
+                    f"expected {(len(records), *spec.shape)} and {spec.dtype}, as for row 0."
+                )
+
+
+def _stacked(column: np.ndarray, batches: int, size: int) -> np.ndarray:
+    filled = column.reshape(-1, size, *column.shape[1:])
+    missing = batches - len(filled)
+    return filled if not missing else np.concatenate([filled, filled[:1].repeat(missing, axis=0)])

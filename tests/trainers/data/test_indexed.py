@@ -1,0 +1,57 @@
+"""Training on an indexed source: the run on the eager source of the same arrays, bit for bit."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from datarax import Pipeline
+from tests.datarax.sources.test_indexed import Rows
+from tests.support.models import Normed, arrays, memory, points
+from trainers import Trainer
+
+N = 101
+
+
+def noise(batch, key):
+    return {**batch, "x": batch["x"] + jax.vmap(lambda k: jax.random.normal(k, (4,)))(key)}
+
+
+def loss(model, batch):
+    logits = model(batch["x"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    return losses, {"logits": logits, "labels": batch["label"]}
+
+
+def trainer(kind, **arguments):
+    data = points(N)
+    source = memory(data, shuffle=True) if kind == "eager" else Rows(data, shuffle=True, seed=7)
+    pipeline = Pipeline(source=source, stages=[noise], batch_size=16)
+    arguments = {"loss": loss, "log_every": 5, "eval_source": source, **arguments}
+    return Trainer(Normed(), pipeline, **arguments)
+
+
+def equal(a, b):
+    for path, value in arrays(a.model).items():
+        np.testing.assert_array_equal(arrays(b.model)[path], value)
+    assert a.history == b.history
+
+
+def test_the_run_is_the_eager_one_bit_for_bit():
+    equal(trainer("eager", steps=25).fit(), trainer("indexed", steps=25).fit())
+
+
+@pytest.mark.parametrize("kinds", [("eager", "indexed"), ("indexed", "eager")])
+def test_a_run_of_one_kind_goes_on_with_the_other(kinds, tmp_path):
+    def resumed(first, second, workdir):
+        trainer(first, steps=10, workdir=workdir).fit()
+        return trainer(second, steps=25, workdir=workdir).fit()
+
+    equal(resumed("eager", "eager", tmp_path / "eager"), resumed(*kinds, tmp_path / "both"))
+
+
+def test_batches_and_predictions_are_the_eager_ones():
+    eager, indexed = trainer("eager"), trainer("indexed")
+    for t in (0, 5, 6, 7, 20):
+        for name, column in eager.batch_at(t).items():
+            np.testing.assert_array_equal(indexed.batch_at(t)[name], column)
