@@ -11,11 +11,12 @@ from flax import nnx
 from datarax.columns.fingerprint import fingerprint_rows
 from datarax.columns.host import HostColumn, is_host
 from datarax.columns.rows import on_device
-from datarax.errors import expect_between, listed
+from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.memory import columns_of
 from datarax.sources.random_access import RandomAccessSource
+from datarax.sources.row_spec import RowSpec
 from datarax.stream.block import Block
 
 _ITERATION_BLOCK = 256  # rows read at once while iterating record by record
@@ -68,7 +69,7 @@ class IndexedSourceBase(RandomAccessSource):
             raise ValueError(
                 f"{name or type(self).__name__} has no rows: a source needs one record at least."
             )
-        self._spec = nnx.static(_Spec(columns_of(self.read_rows(np.zeros(1, np.int64)))))
+        self._spec = nnx.static(RowSpec(columns_of(self.read_rows(np.zeros(1, np.int64)))))
         fingerprint = fingerprint or fingerprint_rows(self._read, rows)
         super().__init__(
             config,
@@ -266,39 +267,6 @@ class IndexedSourceBase(RandomAccessSource):
         rows = columns_of(self.read_rows(records))
         self._spec.check(rows, records)
         return jax.tree.map(np.asarray, rows, is_leaf=is_host)
-
-
-class _Spec:
-    """What every row of a source is, as of its first: static to JAX, and shared by copies.
-
-    Args:
-        rows: The columns of the first row alone.
-    """
-
-    def __init__(self, rows: dict[str, Any]):
-        self.record = jax.tree.map(
-            lambda c: jax.ShapeDtypeStruct(c.shape[1:], c.dtype), rows, is_leaf=is_host
-        )
-        columns = jax.tree.leaves(rows, is_leaf=is_host)
-        self.host = tuple(column.over(np.empty(0, object)) for column in columns if is_host(column))
-
-    def check(self, rows: dict[str, Any], records: np.ndarray) -> None:
-        """Raises `ValueError` unless the rows' columns are those of the first row."""
-        own = jax.tree.leaves_with_path(self.record)
-        given = jax.tree.leaves_with_path(rows, is_leaf=is_host)
-        if [path for path, _ in own] != [path for path, _ in given]:
-            raise ValueError(
-                f"read_rows returned the columns {listed(rows)} for row {records[0]}, and "
-                f"{listed(self.record)} for row 0: return the same columns for all rows."
-            )
-        for (path, spec), (_, column) in zip(own, given, strict=True):
-            found = len(column), column.shape[1:], column.dtype
-            if found != (len(records), spec.shape, spec.dtype):
-                raise ValueError(
-                    f"read_rows returned {jax.tree_util.keystr(path)} of shape {column.shape} and "
-                    f"dtype {column.dtype} for {len(records)} rows from row {records[0]} on: "
-                    f"expected {(len(records), *spec.shape)} and {spec.dtype}, as for row 0."
-                )
 
 
 def _stacked(column: np.ndarray, batches: int, size: int) -> np.ndarray:

@@ -2,13 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
-import numpy as np
 from flax import nnx
 
-from datarax.columns.host import is_host
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig, expect_dict
 from datarax.order.epochs import key_seed
@@ -38,8 +36,6 @@ class RandomAccessSource(Viewable):
     Raises:
         ValueError: If `seed` is out of range.
     """
-
-    is_indexable: ClassVar[bool] = True
 
     length: int
     epoch: nnx.Variable[Any]
@@ -125,66 +121,6 @@ class RandomAccessSource(Viewable):
             self._seed = int(seed)
         self.move(0, 0)
         self._resumes.set_value(False)
-
-    # --- records by number -----------------------------------------------------------------------
-
-    def __getitem__(self, index: Any) -> dict[str, Any]:
-        """Returns records of the stored order, in host memory, whatever `shuffle` says.
-
-        So a source is a `grain.sources.RandomAccessDataSource` and a map-style dataset of torch.
-
-        Args:
-            index: A record's number; a negative one counts from the end. Or a slice, a list or
-                integer array of numbers of shape `(k,)`, or a mask of shape `(length,)`.
-
-        Returns:
-            Dict of NumPy values of one record; or of arrays of shape `(k, ...)`, and object arrays
-            for host columns.
-
-        Raises:
-            IndexError: If there is no such record.
-            TypeError: If `index` is no number and holds none.
-
-        Example:
-            >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(10)})
-            >>> int(source[-1]["x"]), source[2:4]["x"].tolist(), source[[5, 0]]["x"].tolist()
-            (9, [2, 3], [5, 0])
-        """
-        numbers = self._numbers(index)
-        rows = self.host_rows(self.stored_records(numbers.reshape(-1)))
-        rows = jax.tree.map(np.asarray, rows, is_leaf=is_host)
-        return rows if numbers.ndim else jax.tree.map(lambda column: column[0], rows)
-
-    def _numbers(self, index: Any) -> np.ndarray:
-        if isinstance(index, slice):
-            return np.arange(*index.indices(self.length))
-        numbers = np.asarray(index)
-        if numbers.dtype == bool and numbers.shape == (self.length,):
-            return np.flatnonzero(numbers)
-        if numbers.size == 0 and numbers.ndim == 1:
-            return np.empty(0, np.int64)
-        if numbers.dtype.kind not in "iu" or numbers.ndim > 1:
-            raise TypeError(
-                f"source[{index!r:.60}]: expected a record's number, a slice, or a list of numbers "
-                f"or a mask of shape ({self.length},)."
-            )
-        numbers = numbers.astype(np.int64)
-        outside = (numbers < -self.length) | (numbers >= self.length)
-        if outside.any():
-            raise IndexError(
-                f"{self.label} has {self.length} records, there is no record "
-                f"{numbers[outside].flat[0]}."
-            )
-        return np.where(numbers < 0, numbers + self.length, numbers)
-
-    def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
-        """Returns some rows of all columns: NumPy arrays of shape `(k, ...)`, and host columns.
-
-        Args:
-            rows: Row numbers of the columns, integers of shape `(k,)`. The rows of a view are those
-                of the source below it: see `stored_records`.
-        """
-        raise NotImplementedError
 
     # --- position --------------------------------------------------------------------------------
 
