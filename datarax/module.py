@@ -1,4 +1,4 @@
-"""What every data module shares: a frozen configuration, statistics, copying and random streams."""
+"""The base of data modules: a frozen configuration, statistics, copies and random streams."""
 
 import copy
 import dataclasses
@@ -48,7 +48,7 @@ _FORMER = {"_applied", "_skipped"}
 
 
 def register_host_state(kind: type) -> None:
-    """Registers a class of Python state, of which `nnx.clone` gives a module a copy of its own.
+    """Registers a class of Python state, so that `nnx.clone` copies it with its module.
 
     To JAX it is a node without leaves: no array, and no reason to trace a function again unless
     the class says so by `__eq__`. The copy is `copy.copy`'s.
@@ -133,7 +133,7 @@ class DataraxModule(nnx.Module):
         """Computes statistics of `data` with the configuration's `batch_stats_fn` and keeps them.
 
         Args:
-            data: What `batch_stats_fn` takes.
+            data: The argument of `batch_stats_fn`.
 
         Returns:
             The statistics, or None where no `batch_stats_fn` is configured.
@@ -167,7 +167,7 @@ class DataraxModule(nnx.Module):
         self._ignores_precomputed = True
 
     def reset_cache(self) -> None:
-        """Forgets what `cacheable=True` keeps: the computed statistics.
+        """Forgets the computed statistics that `cacheable=True` keeps.
 
         Without `cacheable=True` it does nothing.
         """
@@ -200,7 +200,7 @@ class DataraxModule(nnx.Module):
         return self._settings_to(copy) if config is None else copy
 
     def _settings_to(self, copy: Self) -> Self:
-        """Gives a copy what was set after this module was built, and returns it."""
+        """Gives a copy the settings made since this module was built, and returns it."""
         copy._statistics = nnx.data(self._statistics)
         copy._computed_stats = nnx.data(self._computed_stats)
         copy._ignores_precomputed = self._ignores_precomputed
@@ -215,7 +215,7 @@ class DataraxModule(nnx.Module):
         return nnx.to_pure_dict(nnx.state(self))
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned.
+        """Restores a state that `get_state` returned.
 
         Args:
             state: The dict.
@@ -235,7 +235,7 @@ class DataraxModule(nnx.Module):
         return [self.stream_name] if self.stochastic and self.stream_name else None
 
     def ensure_rng_streams(self, stream_names: list[str]) -> None:
-        """Checks that `stream_names` hold what the module draws from.
+        """Checks that `stream_names` hold the streams that the module draws from.
 
         Raises:
             ValueError: If a stream is missing.
@@ -262,7 +262,7 @@ def _filled(own: Any, given: Any, label: str) -> Any:
 
     Args:
         own: The state, or one variable of it.
-        given: What to put in place.
+        given: The values to put in place.
         label: The module's name, and the path to `own`.
     """
     if not isinstance(own, Mapping):

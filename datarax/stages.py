@@ -1,4 +1,4 @@
-"""Ready stages: what people put between a source and a model first.
+"""Ready stages: the usual first steps between a source and a model.
 
 Each is a function from batch to batch in pure JAX, usable under `jit`, in a `Pipeline` or alone.
 """

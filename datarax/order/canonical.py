@@ -141,7 +141,7 @@ def without_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
         ValueError: If it is of another number of shards.
     """
     if not isinstance(state, dict) or not isinstance(state.get("order"), dict):
-        return state  # the source says what is wrong with it
+        return state  # the source's set_state names the fault
     rest = {name: value for name, value in state["order"].items() if name != "shards"}
     given = state["order"].get("shards", 1)
     if "streams" not in rest and given != shards:

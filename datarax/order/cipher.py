@@ -17,7 +17,7 @@ Words = tuple[Any, Any]
 def word_type(width: int) -> type:
     """Returns the narrowest dtype of words that holds `width` bits, from 8 to 16.
 
-    The narrowest, since the most of them fit into a vector register.
+    A vector register holds most words of the narrowest dtype.
     """
     return jnp.uint8 if width == 8 else jnp.uint16
 
@@ -36,7 +36,7 @@ def split(block: Any, width: int, word: type | None = None) -> Words:
 
 
 def joined(words: Words, width: int) -> Any:
-    """Returns the blocks of which `words` are the halves, `uint16` or, of wider words, `uint32`."""
+    """Returns the blocks that two words make: `uint16` of 8-bit words, else `uint32`."""
     block = jnp.uint16 if words[0].dtype == jnp.uint8 else jnp.uint32
     left, right = (word.astype(block) for word in words)
     return (left << np.asarray(width, block)) | right

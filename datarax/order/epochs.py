@@ -22,7 +22,7 @@ def epoch_seed(seed: Any, epoch: Any) -> jax.Array:
 
 
 def key_seed(key: Any) -> jax.Array:
-    """Mixes a key's words to one `uint32` seed, such that `jax.random.key(s)` gives `s`.
+    """Mixes a key's words to one `uint32` seed: that of `jax.random.key(s)` is `s`.
 
     Args:
         key: A typed key, or a raw `uint32` array of shape `(2,)` or `(4,)`; may be traced.
@@ -48,7 +48,7 @@ def key_seed(key: Any) -> jax.Array:
 
 
 def steps_per_epoch(num_records: int, batch_size: int, *, drop_remainder: bool = False) -> int:
-    """Returns the number of batches in an epoch, the last of which may be partly filled.
+    """Returns the number of batches in an epoch; the last one may be partly filled.
 
     Args:
         num_records: Records in an epoch.

@@ -17,7 +17,7 @@ def walk(
     *operands: jax.Array,
     loop: Callable | None = None,
 ) -> jax.Array:
-    """Encrypts values, each of them until it is not outside any more, once at least; traceable.
+    """Encrypts each value at least once, and again until it is inside the range; traceable.
 
     Args:
         encrypt: `(value, *operands) -> value`, elementwise.

@@ -8,13 +8,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-_WARP = 32  # values that walk together: as long as the slowest of them
+_WARP = 32  # values that walk together, until the slowest one is inside
 
 
 def walk(
     encrypt: Callable, outside: Callable, value: jax.Array, *operands: jax.Array, interpret=False
 ) -> jax.Array:
-    """Encrypts values, each of them until it is not outside any more, once at least.
+    """Encrypts each value at least once, and again until it is inside the range.
 
     Args:
         encrypt: `(value, *operands) -> value`, elementwise.

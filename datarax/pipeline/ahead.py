@@ -1,4 +1,4 @@
-"""What a prefetching thread reads: batches, the state after each, and where they go."""
+"""The reader of a prefetching thread: batches, the state after each, and their placing."""
 
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -42,13 +42,13 @@ class Reader:
 
     Args:
         source: A source, a pipeline, or any iterable of batches.
-        batch_size: Records in a batch of a source; None: what iterating yields.
+        batch_size: Records in a batch of a source; None: those that iterating yields.
         sharding: How each array is placed; None: on the default device.
         last: The treatment of a batch that is shorter than the others.
 
     Raises:
-        TypeError: If `batch_size` is given for what is no source.
-        ValueError: If `batch_size` or `last` is none, or the last batch cannot be placed.
+        TypeError: If `batch_size` is given, but no source.
+        ValueError: If `batch_size` or `last` is out of range, or the last batch cannot be placed.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Reader:
             yield from self._source.epoch_batches(self._batch_size)
 
     def note(self) -> State | None:
-        """Returns what makes the state of the present position, None of a plain iterable."""
+        """Returns a function that makes the state of this position; None of a plain iterable."""
         source = self._source
         if isinstance(source, Positioned):
             position = source.position()
@@ -132,7 +132,9 @@ class Reader:
             return
         of = source.source if isinstance(source, Pipeline) else source
         assert isinstance(of, Source)
-        rest = 0 if of.length is None else of.length % size
+        # In the midst of an epoch it depends on where the loop begins.
+        begins = source.get_state()["index"] == 0
+        rest = of.length % size if begins and of.length is not None else 0
         rows = jax.tree.map(
             lambda spec: jax.ShapeDtypeStruct((rest, *spec.shape), spec.dtype), of.element_spec()
         )
@@ -153,7 +155,7 @@ class Reader:
     # --- placing ---------------------------------------------------------------------------------
 
     def placed(self, batch: Any) -> Any:
-        """Returns a batch with its arrays on the device; what is no array stays."""
+        """Returns a batch with its arrays on the device; host columns stay."""
         is_ours = isinstance(self._source, Positioned)
 
         def one(value: Any) -> Any:

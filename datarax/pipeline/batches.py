@@ -134,7 +134,7 @@ class ReadBatches:
         batch = staged(self._stages, self._key, columns, absent, epoch, ranks)
         if block.valid.all():
             return batch
-        # Of canonical streams, one may have ended before another: they are not the first ones.
+        # One canonical stream may end before another, so the records that count have gaps.
         records = np.flatnonzero(block.valid[0])
         return jax.tree.map(lambda x: x[records], batch)
 

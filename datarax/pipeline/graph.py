@@ -92,7 +92,7 @@ class Graph(nnx.Module):
             positions: Position of each record within its epoch, `uint32` of shape `(size,)`.
 
         Returns:
-            What the sink returned.
+            The result of the sink.
 
         Raises:
             TypeError: If a stage returns None.

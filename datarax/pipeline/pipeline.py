@@ -24,7 +24,7 @@ class Pipeline(nnx.Module):
 
     A stage is an `nnx.Module` or a function from batch to batch. One whose call has a `key`
     parameter gets one key a record, of shape `(batch_size,)`, folded from (rngs, epoch, position):
-    what it draws does not depend on the batch size, the devices or where a run was resumed.
+    its draws do not depend on the batch size, the devices or where a run was resumed.
 
     The position is the source's: it moves with the batches, and `get_state` is the source's.
     `pipeline(batch)` puts a batch of your own through the stages.
@@ -145,11 +145,10 @@ class Pipeline(nnx.Module):
         from the first on, so the same batch gives the same result each time.
 
         Args:
-            batch: Nested dict of arrays of shape `(size, ...)`, and of object arrays or lists of
-                what is no number.
+            batch: Nested dict of arrays of shape `(size, ...)`, object arrays, or lists.
 
         Returns:
-            What the last stage returned, and the host columns.
+            The result of the last stage, and the host columns.
 
         Example:
             >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(4.0)})
@@ -168,7 +167,7 @@ class Pipeline(nnx.Module):
         A stream's is not traceable, and short at the end of an epoch.
 
         Returns:
-            What the last stage returned, and the source's host columns where nothing is traced.
+            The result of the last stage, and the source's host columns where nothing is traced.
         """
         return self._batches().step()
 
@@ -225,11 +224,11 @@ class Pipeline(nnx.Module):
     # --- state -----------------------------------------------------------------------------------
 
     def position(self) -> Any:
-        """Returns where the source stands: `state_at` makes a state of it, also later."""
+        """Returns the position, of which `state_at` makes a state, also later."""
         return self.source.position()
 
     def state_at(self, position: Any) -> dict[str, Any]:
-        """Returns what `get_state` returns when the source stands at `position`."""
+        """Returns the state of the source when it stands at `position`."""
         return with_shards(self.source.state_at(position), self.shards)
 
     def get_state(self) -> dict[str, Any]:

@@ -38,20 +38,20 @@ def prefetch_to_device(
             read ahead already.
         size: How many batches are ready at most; fewer where they are larger than a gigabyte.
         batch_size: Records in a batch of a source, to the end of one epoch, the last one short
-            where the length asks for it; None: what iterating yields.
+            where the length asks for it; None: the items that iterating yields.
         sharding: How each array is placed; with many processes a batch is this process's part of
             a global one. None: the default device.
         last: The treatment of a batch that is shorter than the others. `"pad"` fills it up with
             its own first records, and every batch gets a column `valid`, bool of shape
             `(batch_size,)`; `"drop"` leaves it out; `"error"` refuses it. None: it is yielded as it
-            is, and refused where `sharding` cannot spread it. What is refused is refused at once
+            is, and refused where `sharding` cannot spread it. Refusing comes before the first batch
             where the length is known.
 
     Returns:
         An iterator with `get_state()`, `close()` and `with`.
 
     Raises:
-        TypeError: If `batch_size` is given for what has no `get_batch`.
+        TypeError: If `batch_size` is given, but no source.
         ValueError: If `size` or `batch_size` is not positive, or a short batch is refused.
 
     Example:
@@ -77,7 +77,7 @@ class Prefetched:
     def __init__(self, reader: Reader, size: int):
         self._reader = reader
         self._shared = shared = _Shared(size, reader.note())
-        # Only what is shared: the thread must not keep alive the iterator that ends it.
+        # Dropping the iterator ends the thread, so the thread holds no reference to it.
         # A `with jax.default_device` is of one thread.
         device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
         self._thread = threading.Thread(
@@ -104,21 +104,21 @@ class Prefetched:
         """Returns the source's state after the last batch that was taken, whatever was read ahead.
 
         Raises:
-            TypeError: If what is iterated over has no `get_state`.
+            TypeError: If the iterable that is read has no `get_state`.
         """
         if self._shared.consumed is None:
             raise TypeError(
-                "What is read ahead is a plain iterable, which has no state: give a source or a "
+                "The batches come from a plain iterable, which has no state: give a source or a "
                 "Pipeline to prefetch_to_device."
             )
         return self.state_at(self._shared.consumed)
 
     def position(self) -> State | None:
-        """Returns what makes the state after the last batch that was taken, also later."""
+        """Returns the position after the last batch that was taken; see `state_at`."""
         return self._shared.consumed
 
     def state_at(self, position: State) -> dict[str, Any]:
-        """Returns what `get_state` returned at a position."""
+        """Returns the state of the source at a position."""
         return position()
 
     def rewind(self, state: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ class Prefetched:
 
 
 class _Shared:
-    """What the thread and the iterator share: a bounded queue, and whether it is still wanted."""
+    """A bounded queue that the thread and the iterator share, and whether it is still wanted."""
 
     def __init__(self, size: int, consumed: "State | None"):
         self.consumed = consumed  # makes the state after the last batch that was taken
@@ -180,7 +180,7 @@ class _Shared:
         return None
 
     def drop(self) -> None:
-        """Forgets what is ready."""
+        """Drops the batches that are ready."""
         while not self._items.empty():
             self._items.get_nowait()
 

@@ -103,7 +103,7 @@ class EagerSourceBase(RandomAccessSource):
 
     @property
     def data(self) -> dict[str, Any]:
-        """All columns: JAX arrays of shape `(length, ...)`, and `HostColumn`s for what cannot be.
+        """All columns: JAX arrays of shape `(length, ...)`, and `HostColumn`s.
 
         They move to the default device when this is first touched; until then they are host memory.
         """

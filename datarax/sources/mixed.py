@@ -26,7 +26,7 @@ register_host_state(MixtureDraws)
 
 @dataclasses.dataclass(frozen=True)
 class MixedSourceConfig(SourceConfigBase):
-    """Configuration of `MixedSource`: it has nothing but what every source has."""
+    """Configuration of `MixedSource`: the fields of every source's, and no others."""
 
 
 class MixedPosition(NamedTuple):
@@ -135,7 +135,7 @@ class MixedSource(Source):
         return on_device(self.get_host_batch(batch_size))
 
     def get_host_batch(self, batch_size: int) -> dict[str, Any]:
-        """Returns what `get_batch` does; as NumPy arrays where all sources are streams."""
+        """Returns the batch of `get_batch`; NumPy arrays where all sources are streams."""
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
         before = self.position()
         try:
@@ -188,12 +188,12 @@ class MixedSource(Source):
     # --- state -----------------------------------------------------------------------------------
 
     def position(self) -> MixedPosition:
-        """Returns where the mixture stands: `state_at` makes a state of it, also later."""
+        """Returns the position, of which `state_at` makes a state, also later."""
         sources = tuple(source.position() for source in self.sources)
         return MixedPosition(self._draws.done, self._draws.ups, sources)
 
     def state_at(self, position: MixedPosition) -> dict[str, Any]:
-        """Returns what `get_state` returns when the mixture stands at `position`."""
+        """Returns the state of the mixture when it stands at `position`."""
         pairs = zip(self.sources, position.sources, strict=True)
         return {
             "version": STATE_VERSION,
@@ -205,7 +205,7 @@ class MixedSource(Source):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned, of a mixture of the same data.
+        """Restores a state that `get_state` returned, of a mixture of the same data.
 
         Raises:
             TypeError: If `state` is no dict.
@@ -261,7 +261,7 @@ class MixedSource(Source):
             source.set_random_order(enabled)
 
     def close(self) -> None:
-        """Closes what the sources have open."""
+        """Closes the files that the sources have open."""
         for source in self.sources:
             source.close()
 

@@ -125,7 +125,7 @@ class RandomAccessSource(Viewable):
     # --- position --------------------------------------------------------------------------------
 
     def position(self) -> Position:
-        """Returns where the source stands: `state_at` makes a state of it, also later."""
+        """Returns the position, of which `state_at` makes a state, also later."""
         return int(self.epoch.get_value()), int(self.index.get_value())
 
     def begin_epoch(self) -> bool:
@@ -164,7 +164,7 @@ class RandomAccessSource(Viewable):
     # --- state -----------------------------------------------------------------------------------
 
     def state_at(self, position: Position) -> dict[str, Any]:
-        """Returns what `get_state` returns when the source stands at `position`."""
+        """Returns the state of the source when it stands at `position`."""
         epoch, index = position
         state = {
             "version": STATE_VERSION,
@@ -177,7 +177,7 @@ class RandomAccessSource(Viewable):
         return state if self.revision is None else state | {"revision": self.revision}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned, of this source or of one with the same data.
+        """Restores a state that `get_state` returned, of this source or of one with the same data.
 
         The order is the state's from then on: its seed, and whether it is random.
 

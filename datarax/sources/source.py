@@ -18,15 +18,15 @@ class SourceConfigBase(DataraxModuleConfig):
 
 
 class Source(DataraxModule):
-    """What `Pipeline`, `prefetch_to_device`, `MixedSource` and the trainer know of a source.
+    """The interface that `Pipeline`, `prefetch_to_device`, `MixedSource` and the trainer use.
 
     Three kinds stand below it: `EagerSourceBase` holds columns, which compiled programs index;
     `StreamingSourceBase` reads records in order; `MixedSource` draws them of other sources. Users
     subclass the first two.
 
-    A position says where a source stands: cheap to take before every batch, while `state_at` makes
-    the JSON-able state of it, now or later. `read_batches` gives batches stacked in host memory, up
-    to the end of an epoch; from there `next_epoch` goes on.
+    A position is cheap to take before every batch; `state_at` makes a JSON-able state of it, at
+    once or later. `read_batches` gives batches stacked in host memory, up to the end of an epoch;
+    `next_epoch` begins the next one.
 
     Attributes:
         length: Number of records in an epoch, None where it is unknown or there is no end.
@@ -44,16 +44,16 @@ class Source(DataraxModule):
     length: int | None
     fingerprint: str
 
-    # --- what it is ------------------------------------------------------------------------------
+    # --- records ---------------------------------------------------------------------------------
 
     @property
     def label(self) -> str:
-        """What messages call the source: its name, else its class."""
+        """The name of the source in messages: its own, else its class's."""
         return self.name or type(self).__name__
 
     @property
     def dataset_name(self) -> str:
-        """What a report calls the data."""
+        """The name of the data in reports."""
         return self.label
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class Source(DataraxModule):
         )
 
     def share(self, shards: int, reader: int, readers: int) -> tuple[Self, int]:
-        """Returns what one of several processes reads of every batch, and how many share it.
+        """Returns the source of one process's part of every batch, and how many processes share it.
 
         Args:
             shards: Number of canonical shards.
@@ -221,11 +221,11 @@ class Source(DataraxModule):
     # --- state -----------------------------------------------------------------------------------
 
     def position(self) -> Any:
-        """Returns where the source stands: `state_at` makes a state of it, also later."""
+        """Returns the position, of which `state_at` makes a state, also later."""
         raise NotImplementedError
 
     def state_at(self, position: Any) -> dict[str, Any]:
-        """Returns what `get_state` returns when the source stands at `position`."""
+        """Returns the state of the source when it stands at `position`."""
         raise NotImplementedError
 
     def get_state(self) -> dict[str, Any]:
@@ -233,7 +233,7 @@ class Source(DataraxModule):
         return self.state_at(self.position())
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned, of this source or of one with the same data.
+        """Restores a state that `get_state` returned, of this source or of one with the same data.
 
         The order is the state's from then on: its seed, and whether it is random.
 
@@ -255,4 +255,4 @@ class Source(DataraxModule):
         return states[0]
 
     def close(self) -> None:
-        """Closes what is open; the next record opens it again."""
+        """Closes the files that are open; the next record opens them again."""

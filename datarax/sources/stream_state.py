@@ -60,7 +60,7 @@ class PositionedStreams(Source):
         self._streams = Streams(shards, decoder, order, policy, opened=opened)
         self._resumes = False  # whether a `for` goes on where `set_state` put it
 
-    # --- what it is ------------------------------------------------------------------------------
+    # --- records ---------------------------------------------------------------------------------
 
     @property
     def length(self) -> int | None:
@@ -194,7 +194,7 @@ class PositionedStreams(Source):
         self._streams.restore(position)
 
     def state_at(self, position: Position) -> dict[str, Any]:
-        """Returns what `get_state` returns when the source is at `position`."""
+        """Returns the state of the source when it stands at `position`."""
         order = self._streams.order
         return {
             "version": STATE_VERSION,
@@ -210,13 +210,13 @@ class PositionedStreams(Source):
         }
 
     def position(self) -> Position:
-        """Returns where the source is: of it `state_at` makes a state, also later."""
+        """Returns the position, of which `state_at` makes a state, also later."""
         return self._streams.position()
 
     # --- state -----------------------------------------------------------------------------------
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` returned, of this source or of one with the same data.
+        """Restores a state that `get_state` returned, of this source or of one with the same data.
 
         The order is the state's from then on: its seed, whether it is random, and how many rows are
         shuffled together. A state of several processes' streams (see `merge_states`) serves each of

@@ -28,7 +28,7 @@ class StreamingSourceBase(PositionedStreams):
     Shuffled, each epoch has its own order: the shards are permuted, several are read at once, and
     `shuffle_buffer_size` rows or more are permuted among themselves. All of it is arithmetic on
     (seed, epoch), so that a state of a few KB, which holds no rows, gives back exactly the next
-    record. A subclass passes on what it reads as `Shards`.
+    record. A subclass passes on the `Shards` that it reads.
 
     Args:
         config: The subclass's configuration.
@@ -107,7 +107,7 @@ class StreamingSourceBase(PositionedStreams):
         return on_device(self.get_host_batch(batch_size))
 
     def get_host_batch(self, batch_size: int) -> dict[str, Any]:
-        """Returns what `get_batch` does, as NumPy arrays that may share the data's memory."""
+        """Returns the batch of `get_batch`, as NumPy arrays that may share the data's memory."""
         for _ in range(2):
             if (batch := self._next_batch(batch_size)) is not None:
                 return batch

@@ -58,7 +58,7 @@ class Batches:
         length: Number of records in an epoch, None where it is not known.
         steps_per_epoch: Number of batches in an epoch, None where it is not known.
         stages: Variables of the stages, carried through the loop.
-        key: The pipeline's key, of which the stages' are folded.
+        key: The pipeline's key, from which the stages' keys are folded.
         spec: Shape and dtype of one record after the stages, by column, without host columns.
         host: The source's host columns, by name, that no stage replaced.
     """
@@ -94,7 +94,7 @@ class Batches:
         raise NotImplementedError
 
     def feed(self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None) -> Feed:
-        """Returns what gives a run its data.
+        """Returns the feed that gives a run its data.
 
         Args:
             t: The next step.
@@ -123,13 +123,13 @@ class Batches:
     def rows(self, data: Any, stages: nnx.State, t: jax.Array) -> tuple[Any, jax.Array, Any]:
         """Returns batch `t`, which of its records count, and the stages' variables; traceable.
 
-        Records that do not count fill up the last batch of an epoch; they are real ones.
+        Real records that do not count fill up the last batch of an epoch.
         """
         _, batch, valid, stages = self.form(data, stages, t)
         return batch, valid, stages
 
     def form(self, data: Any, stages: nnx.State, t: jax.Array) -> tuple[Any, Any, jax.Array, Any]:
-        """Returns the batch before the stages, and what `rows` returns."""
+        """Returns the batch before the stages, and the three results of `rows`."""
         stored, valid, epochs, positions, key = self._stored(data, t)
         batch, stages = formed(self._graph, stages, stored, key, epochs, positions)
         return stored, batch, valid, stages

@@ -32,7 +32,7 @@ class Block(NamedTuple):
         counts: Records of each batch, of all processes, of shape `(capacity,)`.
         epoch: The epoch.
         begins: Whether it begins the epoch.
-        seconds: What a batch took to read.
+        seconds: The time that a batch took to read.
     """
 
     data: Any
@@ -54,7 +54,7 @@ class Blocks:
     where none has a record left. Streams that end sooner give records that do not count.
 
     Args:
-        source: What is read; it moves.
+        source: The source that is read; it moves.
         size: Records of a batch that this process reads.
         capacity: Batches in a block at most.
         readers: How many shares of the streams the processes read; 1: each reads all.
@@ -84,13 +84,14 @@ class Blocks:
         """Returns the next block; all processes take it together.
 
         Raises:
-            ValueError: If the stream has no record, or what reading it raises.
+            ValueError: If the stream has no record; or any exception of reading it.
         """
         while not (block := self._take()).filled:
             if block.begins:
-                few = f" of {self._size} records" if self._drop_remainder else ""
-                what = f"full batch{few}" if self._drop_remainder else "record that can be read"
-                raise ValueError(f"The stream has no {what}.")
+                lacks = "record that can be read"
+                if self._drop_remainder:
+                    lacks = f"full batch of {self._size} records"
+                raise ValueError(f"The stream has no {lacks}.")
         return block
 
     def close(self) -> None:
@@ -128,7 +129,7 @@ class Blocks:
             filled = found[:, 2].min() if self._drop_remainder else found[:, 2].max()
             block = block._replace(filled=int(filled), counts=found[:, 3:].sum(axis=0))
             ends = block.filled < block.size
-        if ends:  # what was read after it is nothing
+        if ends:  # blocks that were read past the end are empty
             while self._ahead:
                 self._ahead.pop().cancel()
         self._read_ahead(begins=ends)
@@ -156,7 +157,7 @@ class Blocks:
         return Block(data, batches, filled, block.positions, counts, block.epoch, begins, seconds)
 
     def _next(self, batches: int) -> tuple[Any, int]:
-        """Returns the next batches of the epoch, and how many of them the loop is to see."""
+        """Returns the next batches of the epoch, and how many of them the loop gets."""
         block = self._source.read_batches(batches, self._size)
-        full = int(block.valid.all(axis=1).sum())  # the first ones, since a stream ends only once
+        full = int(block.valid.all(axis=1).sum())  # they come first: a stream ends once
         return block, full if self._drop_remainder else block.filled

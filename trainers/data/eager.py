@@ -48,7 +48,7 @@ class EagerBatches(Batches):
         )
 
     def feed(self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None) -> "EagerFeed":
-        """Returns what gives a run its data; see `Batches.feed`. The state follows from `t`."""
+        """Returns the feed of a run; see `Batches.feed`. The state follows from `t`."""
         return EagerFeed(self, first)
 
     def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
@@ -139,6 +139,6 @@ def _expect_own_batches(source: Any) -> None:
     if kind.get_batch_at is not EagerSourceBase.get_batch_at:
         raise TypeError(
             f"{kind.__name__} has a get_batch_at of its own, and compiled programs gather a "
-            "source's columns themselves: write what it does as a stage, Pipeline(source=source, "
+            "source's columns themselves: write that step as a stage, Pipeline(source=source, "
             "stages=[stage], batch_size=...), or load other columns."
         )

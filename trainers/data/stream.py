@@ -21,8 +21,8 @@ _BATCHES = 32  # in a block at most
 class StreamBatches(Batches):
     """Batches of a pipeline over a source that is read in host memory.
 
-    The data is a block of a few batches, stacked; batch `t` is a row of it. Of several processes
-    each reads its share of every batch where the source has some, and otherwise all of it.
+    The data is a block of a few batches, stacked; batch `t` is a row of it. Each of several
+    processes reads its share of every batch where the source has shares, and otherwise all of it.
 
     Args:
         pipeline: The pipeline; clones of its source are read, so the caller's does not move.
@@ -69,7 +69,7 @@ class StreamBatches(Batches):
         return *jax.tree.map(stacked, record), np.uint32(0), self.key, np.int32(0)
 
     def feed(self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None) -> "StreamFeed":
-        """Returns what gives a run its data; see `Batches.feed`. `first` follows from the state."""
+        """Returns the feed of a run; see `Batches.feed`. `first` follows from the state."""
         return StreamFeed(self, t, state)
 
     def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
