@@ -35,7 +35,8 @@ class StreamingSourceBase(PositionedStreams):
         shards: The shards that are read, which give Arrow tables.
         shuffle: Whether each epoch has its own random order.
         seed: Seed of that order, from 0 to 2**32 - 1; epoch `e` follows `(seed + e) % 2**32`.
-        shuffle_buffer_size: How many rows are shuffled together.
+        shuffle_buffer_size: How many rows are shuffled together; rows that are sorted stay
+            clustered where it is small beside them.
         on_bad_rows: `"raise"` for an image or a shard that cannot be read, or `"skip"` it.
         timeout: Seconds without a row after which reading is an error; None: no limit.
         revision: The version that the data was resolved to, such as a commit of the Hub.

@@ -34,8 +34,8 @@ class HFEagerConfig(_WithoutSecrets):
         config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
         on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"` its row.
         streaming: Whether to read on demand: `HFEagerSource(config)` is a `HFStreamingSource` then.
-        shuffle_buffer_size: How many rows of a stream are shuffled together; an eager shuffle is a
-            full permutation and needs none.
+        shuffle_buffer_size: How many rows of a stream are shuffled together, see
+            `HFStreamingConfig`; an eager shuffle is a full permutation and needs none.
 
     Raises:
         ValueError: If an argument is missing, out of range, or contradicts another.
@@ -77,8 +77,10 @@ class HFStreamingConfig(_WithoutSecrets):
         exclude_keys: Columns to leave out; one that does not exist is no error.
         streaming: Whether to read the files where they are, without loading them first. Otherwise
             the split is loaded to this machine's disk and read from there.
-        shuffle: Whether each epoch has its own random order.
-        shuffle_buffer_size: How many rows are shuffled together, of several files.
+        shuffle: Whether each epoch has its own random order, within `shuffle_buffer_size` rows.
+        shuffle_buffer_size: How many rows are shuffled together, of several files. Rows that are
+            sorted stay clustered: IMDB is sorted by label, and with 1,000 its batches of 250 hold 0
+            to 77 % positives. Set it to the number of rows, or use a source that shuffles fully.
         download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
         local_files_only: Whether to read only what is on this machine.
         config_name: The dataset's configuration, the Hub's "subset" (`"en"` of `"c4"`).

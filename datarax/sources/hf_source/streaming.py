@@ -1,6 +1,7 @@
 """Hugging Face datasets as streams: read on demand, resumed exactly."""
 
 import dataclasses
+from logging import getLogger
 from typing import Any
 
 import datasets
@@ -17,6 +18,8 @@ from datarax.stream.shards import Shards, TableShards
 from datarax.stream.steps import column_names
 
 _HUB_TIMEOUT = 120.0
+
+logger = getLogger("datarax.sources.hf_source")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +97,7 @@ class HFStreamingSource(HFSource, StreamingSourceBase):
 
         Args:
             ds: An `IterableDataset`, or a `Dataset`, which is read from where it is.
-            shuffle: Whether each epoch has its own random order.
+            shuffle: Whether each epoch has its own random order, within `shuffle_buffer_size` rows.
             seed: Seed of the order, from 0 to 2**32 - 1.
             rngs: Random streams that the source keeps.
             name: A name for messages.
@@ -192,4 +195,21 @@ def shards_of(dataset: Any, config: Any, length: int | None = None) -> Shards:
         return IterableShards(dataset, columns=columns, split_files=config.shuffle, length=length)
     if not len(dataset):
         raise ValueError(f"The split {config.split!r} is empty: there are no rows to read.")
-    return TableShards(dataset if columns is None else dataset.select_columns(columns))
+    table = dataset if columns is None else dataset.select_columns(columns)
+    if config.shuffle:
+        _note_sorted(table, config.shuffle_buffer_size)
+    return TableShards(table)
+
+
+def _note_sorted(table: datasets.Dataset, window: int) -> None:
+    """Logs a warning where the first rows of a table all have one label: a window mixes no more."""
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.ClassLabel) and len(table) > window:
+            first = table.select_columns(name).with_format("arrow")[:window][name]
+            if len(first.unique()) == 1:
+                logger.warning(
+                    "The first %d rows all have one label (%r), and shuffle_buffer_size=%d mixes "
+                    "no more: batches will hold few classes. Shuffle the dataset first, "
+                    "ds = ds.shuffle(seed=0), set shuffle_buffer_size=%d, or use HFEagerSource.",
+                    *(window, name, window, len(table)),
+                )

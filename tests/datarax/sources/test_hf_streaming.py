@@ -230,3 +230,14 @@ def test_selected_and_shuffled_datasets_keep_their_order():
     source = HFStreamingSource.from_dataset(data, include_keys={"nested"})
     expected = [r["a"] for r in data["nested"]]
     assert np.asarray(source.get_batch(20)["nested"]["a"]).tolist() == expected
+
+
+def test_a_table_that_is_sorted_by_label_is_said(caplog):
+    features = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"])})
+    data = datasets.Dataset.from_dict({"label": [0] * 60 + [1] * 60}, features=features)
+    HFStreamingSource.from_dataset(data, shuffle_buffer_size=50)
+    HFStreamingSource.from_dataset(data, shuffle=True, shuffle_buffer_size=120)
+    HFStreamingSource.from_dataset(data.shuffle(seed=0), shuffle=True, shuffle_buffer_size=50)
+    assert not caplog.records
+    HFStreamingSource.from_dataset(data, shuffle=True, shuffle_buffer_size=50)
+    assert "The first 50 rows all have one label ('label')" in caplog.text
