@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
 
 from datarax.columns import image_cache
-from datarax.columns.arrow import Column, Misfit, Rows, blocks, cores, indices, nulls
+from datarax.columns.arrow import Column, Misfit, Rows, blocks, cores, indices, nulls, plain
 from datarax.columns.host import object_array
 from datarax.columns.image_file import (
     DamagedImage,
@@ -214,3 +215,38 @@ def image_objects(column: Column, block: pa.Array, rows: Rows) -> np.ndarray:
         if isinstance(item, DamagedImage):
             raise damaged(replace(column, rows=rows), row, str(item)) from item
     return object_array(found)
+
+
+def pictures_a_row(feature: Any, type_: pa.DataType) -> int | None:
+    """Returns how many pictures each row of a column holds, None if it declares no such number."""
+    if not isinstance(feature, datasets.List) or not pa.types.is_fixed_size_list(type_):
+        return None
+    inner = feature.feature
+    return type_.list_size if isinstance(inner, datasets.Image) and inner.decode else None
+
+
+def pictures(values: pa.Array) -> pa.Array:
+    """Returns the `n * k` pictures of `n` rows that hold `k` each, also of rows that are None."""
+    count = values.type.list_size
+    return plain(values.values.slice(values.offset * count, len(values) * count))
+
+
+def one_by_one(column: Column) -> Column:
+    """Returns a column of rows that hold `k` pictures each as one with a picture a row.
+
+    Raises:
+        Misfit: A row is None.
+    """
+    for where, block in blocks(column.values, column.rows):
+        if block.null_count:
+            row = indices(where)[nulls(block)].min()
+            raise Misfit(column.rows.number(int(row)), "is None")
+    chunks = [plain(chunk) for chunk in column.values.chunks]
+    count = chunks[0].type.list_size
+    rows, positions = column.rows, column.rows.positions
+    if positions is not None:
+        positions = (positions[:, None] * count + np.arange(count)).reshape(-1)
+    numbers = np.arange(rows.length) if rows.numbers is None else rows.numbers
+    items = pa.chunked_array([pictures(chunk) for chunk in chunks])
+    expanded = Rows(rows.length * count, positions, np.repeat(numbers, count))
+    return Column(column.path, column.feature.feature, items, expanded)

@@ -10,7 +10,15 @@ import numpy as np
 
 from datarax.columns.arrow import Column, Misfit, Rows, expect_no_transform, rows_of, without_views
 from datarax.columns.host import HostColumn
-from datarax.columns.images import Damage, damaged, damaged_rows, image_objects, load_images
+from datarax.columns.images import (
+    Damage,
+    damaged,
+    damaged_rows,
+    image_objects,
+    load_images,
+    one_by_one,
+    pictures_a_row,
+)
 from datarax.columns.nested import nested, parts
 from datarax.columns.numbers import dense
 from datarax.columns.objects import host_column, objects
@@ -140,13 +148,22 @@ def _row_numbers(rows: np.ndarray, length: int) -> np.ndarray:
 
 
 def _is_image(column: Column) -> bool:
+    if pictures_a_row(column.feature, column.values.type):
+        return True
     return isinstance(column.feature, datasets.Image) and column.feature.decode
 
 
 def _images(column: Column, cache: bool, verify: bool) -> tuple["np.ndarray | HostColumn", Damage]:
+    count = pictures_a_row(column.feature, column.values.type)
     try:
-        return load_images(column, cache)
+        if count is None:
+            return load_images(column, cache)
+        pixels, damage = load_images(one_by_one(column), cache)
+        shape = (column.rows.length, count, *pixels.shape[1:])
+        return pixels.reshape(shape), {item // count: said for item, said in damage.items()}
     except Misfit as misfit:
+        if count is not None:
+            return host_column(column, objects(column), misfit), {}
         host = host_column(column, partial(image_objects, column), misfit)
         return host, damaged_rows(column) if verify else {}
 

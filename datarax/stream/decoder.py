@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 from datarax.columns.arrow import Column, Rows, cores, nulls
 from datarax.columns.host import object_array
 from datarax.columns.image_file import DamagedImage, converted, dimensions, open_image
+from datarax.columns.images import pictures
 from datarax.columns.lists import fits, leaf_type
 from datarax.columns.nested import Path, at, nested
 from datarax.columns.objects import needs_decoding, python_rows
@@ -180,6 +182,8 @@ def _images(spec: ColumnSpec, values: pa.Array) -> tuple[np.ndarray, Faults]:
 
 
 def _pixels(spec: ColumnSpec, mode: str, values: pa.Array) -> tuple[np.ndarray, Faults]:
+    if isinstance(spec.feature, datasets.List):
+        return _pictures(spec, mode, values)
     out, faults = np.zeros((len(values), *spec.shape), spec.dtype), {}
 
     def finish(image: Any) -> np.ndarray | str:
@@ -196,6 +200,19 @@ def _pixels(spec: ColumnSpec, mode: str, values: pa.Array) -> tuple[np.ndarray, 
         else:
             out[row] = item
     return out, faults
+
+
+def _pictures(spec: ColumnSpec, mode: str, values: pa.Array) -> tuple[np.ndarray, Faults]:
+    """Returns the pixels of rows that hold a fixed number of pictures each."""
+    count, *shape = spec.shape
+    if not pa.types.is_fixed_size_list(values.type) or values.type.list_size != count:
+        rows = dict.fromkeys(range(len(values)), _unfit(spec, f"{values.type}"))
+        return np.zeros((len(values), *spec.shape), spec.dtype), rows
+    one = replace(spec, feature=spec.feature.feature, shape=tuple(shape))
+    out, found = _pixels(one, mode, pictures(values))
+    faults = {item // count: fault for item, fault in found.items()}
+    faults |= dict.fromkeys(np.flatnonzero(nulls(values)).tolist(), _unfit(spec, "None"))
+    return out.reshape(len(values), *spec.shape), faults
 
 
 # --- faults ----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What the columns of a stream are, by its first rows: arrays or host columns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import datasets
@@ -17,6 +17,7 @@ from datarax.columns.image_file import (
     open_image,
     widest,
 )
+from datarax.columns.images import one_by_one, pictures_a_row
 from datarax.columns.lists import leaf_type
 from datarax.columns.nested import Path, at, parts
 from datarax.columns.numbers import dense
@@ -113,6 +114,14 @@ def joined(values: pa.ChunkedArray) -> pa.Array:
 def _spec(column: Column) -> ColumnSpec:
     if isinstance(column.feature, datasets.Image) and column.feature.decode:
         return _image_spec(column)
+    if count := pictures_a_row(column.feature, column.values.type):
+        try:
+            inner = _image_spec(one_by_one(column))
+        except Misfit as misfit:
+            return _host_spec(column, misfit)
+        if inner.host is None:
+            return replace(inner, feature=column.feature, shape=(count, *inner.shape))
+        return _host_spec(column, Misfit(0, "holds pictures of many sizes or modes"))
     try:
         first = dense(column, column.rows)
     except Misfit as misfit:
