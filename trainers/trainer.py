@@ -371,8 +371,8 @@ class Trainer:
             return self._fit.evaluated()
         if jax.process_count() > 1:
             agreement.expect_same({"the model's parameters": variables(self.model)})
-        if self._plan.init_from is not None and not self._has_begun:
-            agreement.together(lambda: initialize(self.model, self._plan.init_from))
+        if (path := self._plan.init_from) is not None and not self._has_begun:
+            agreement.together(lambda: initialize(self.model, path))
             self._has_begun = True
         definition, params, rest = split(self.model, self._plan.update.wrt, training=False)
         params, rest = replaced(self._ema, params, rest)

@@ -83,6 +83,17 @@ class Source(DataraxModule):
         """Returns the columns that are no arrays, nested ones too; a stream's have no rows."""
         raise NotImplementedError
 
+    def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns some rows of all columns: NumPy arrays of shape `(k, ...)`, and host columns.
+
+        Args:
+            rows: Row numbers, integers of shape `(k,)`, from 0 to `length - 1`.
+
+        Raises:
+            NotImplementedError: If the source is not indexable.
+        """
+        raise NotImplementedError
+
     # --- order -----------------------------------------------------------------------------------
 
     @property

@@ -13,7 +13,8 @@ from datarax.errors import listed
 from trainers.devices.arrays import as_words
 from trainers.devices.placement import FSDP, Placement, Rule, placed
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def outside_mesh(method: Callable[P, R]) -> Callable[P, R]:
@@ -133,7 +134,7 @@ class Layout:
                 f"evenly over {count} devices: use a multiple of {count * accumulate}."
             )
 
-    def traced(self) -> contextlib.AbstractContextManager:
+    def traced(self) -> contextlib.AbstractContextManager[Any, None]:
         """Returns the context to trace programs in: a bare `PartitionSpec` is of this mesh."""
         return jax.set_mesh(self.mesh)
 

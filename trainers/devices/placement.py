@@ -73,17 +73,23 @@ class Placement:
         An optimizer's moments have the path of their parameter at the end of their own, and its
         shape.
         """
-        if self._mesh is None:
+        if (mesh := self._mesh) is None:
             return tree
         known = dict(jax.tree_util.tree_leaves_with_path(params))
 
         def one(path, x):
             ends = (path[i:] for i in range(len(path)))
             like = next((known[end] for end in ends if end in known), None)
-            same = like is not None and like.shape == jnp.shape(x)
-            return put(x, like.sharding if same else NamedSharding(self._mesh, PartitionSpec()))
+            if like is not None and like.shape == jnp.shape(x):
+                return put(x, like.sharding)
+            return put(x, NamedSharding(mesh, PartitionSpec()))
 
         return jax.tree_util.tree_map_with_path(one, tree)
+
+    @property
+    def _known_mesh(self) -> Mesh:
+        assert self._mesh is not None  # without a mesh nothing is placed
+        return self._mesh
 
     def _put(self, state: nnx.State, rule: Rule | None, put: Put) -> nnx.State:
         annotated = {
@@ -111,10 +117,10 @@ class Placement:
             self._expect_axes(name, shape, spec or ())
         elif not any(spec or ()):
             spec = self._longest(name, shape) if rule == FSDP else None
-        return NamedSharding(self._mesh, self._fitting(name, shape, spec or PartitionSpec()))
+        return NamedSharding(self._known_mesh, self._fitting(name, shape, spec or PartitionSpec()))
 
     def _longest(self, name: str, shape: tuple[int, ...]) -> PartitionSpec:
-        count = self._mesh.shape[self._axis]
+        count = self._known_mesh.shape[self._axis]
         fitting = [i for i, length in enumerate(shape) if length and length % count == 0]
         if not fitting:
             self._say_whole(name, shape, f"{count} devices")
@@ -126,10 +132,10 @@ class Placement:
         """Returns `spec` without what the mesh does not have or does not divide."""
         parts = []
         for length, part in zip(shape, spec, strict=False):
-            axes = [axis for axis in _axes(part) if axis in self._mesh.axis_names]
-            count = int(np.prod([self._mesh.shape[axis] for axis in axes]))
+            axes = [axis for axis in _axes(part) if axis in self._known_mesh.axis_names]
+            count = int(np.prod([self._known_mesh.shape[axis] for axis in axes]))
             if missing := [axis for axis in _axes(part) if axis not in axes]:
-                there = f"the mesh has {listed(self._mesh.axis_names)}"
+                there = f"the mesh has {listed(self._known_mesh.axis_names)}"
                 self._say(
                     name, f"{name} names the axis {listed(missing)}, {there}: it says nothing."
                 )
@@ -142,10 +148,10 @@ class Placement:
     def _expect_axes(self, name: str, shape: tuple[int, ...], spec: Any) -> None:
         axes = [axis for part in spec for axis in _axes(part)]
         for axis in axes:
-            if axis not in self._mesh.axis_names:
+            if axis not in self._known_mesh.axis_names:
                 raise ValueError(
                     f"sharding returns the axis {axis!r} for {name}: the mesh has "
-                    f"{listed(self._mesh.axis_names)}."
+                    f"{listed(self._known_mesh.axis_names)}."
                 )
             if axes.count(axis) > 1:
                 raise ValueError(

@@ -37,8 +37,8 @@ class Evaluator:
         self._layout = layout
         self._loop: Loop | None = None
 
-    def trace(self, definition: nnx.GraphDef, params: Any, rest: Any) -> None:
-        """Traces the program, unless it is, which raises what is wrong with the loss or the data.
+    def trace(self, definition: nnx.GraphDef, params: Any, rest: Any) -> Loop:
+        """Returns the program, traced once, which raises what is wrong with the loss or the data.
 
         Args:
             definition: The model's graph, in evaluation mode.
@@ -50,10 +50,10 @@ class Evaluator:
             data, start = (params, rest, self._batches.data), self._start()
             shardings = self._layout.shardings(start)
             with self._layout.traced():
-                self._loop = agreement.together(
-                    lambda: Loop(step, start, data, shardings=shardings)
-                )
-            agreement.expect_same_program(lambda: self._loop.lowered, "the evaluation's program")
+                loop = agreement.together(lambda: Loop(step, start, data, shardings=shardings))
+            agreement.expect_same_program(lambda: loop.lowered, "the evaluation's program")
+            self._loop = loop
+        return self._loop
 
     def __call__(
         self,
@@ -72,8 +72,8 @@ class Evaluator:
         """
         if ends():
             return None
-        self.trace(definition, params, rest)
-        self._loop.compile()
+        loop = self.trace(definition, params, rest)
+        loop.compile()
         state, pace = self._start(), Pace()
         for columns, t, end in self._batches.epoch_blocks():
             while t < end:
@@ -81,7 +81,7 @@ class Evaluator:
                     return None
                 stop = min(t + agreement.least(pace.steps())[0], end)
                 with pace.measured(stop - t):
-                    state = self._loop(state, (params, rest, columns), t, stop)
+                    state = loop(state, (params, rest, columns), t, stop)
                     jax.block_until_ready(state)
                 t = stop
         return {name: float(value) for name, value in state[0].compute().items()}
@@ -134,10 +134,10 @@ class Predictor:
                 lowered = agreement.together(lambda: step.lower(*first))
             agreement.expect_same_program(lambda: lowered, "the prediction's program")
             self._step = lowered.compile()
-        outputs = []
+        compiled, outputs = self._step, []
         for data, start, stop in batches.epoch_blocks():
             for t in range(start, stop):
-                output, valid, stages = self._step(params, rest, data, stages, np.int32(t))
+                output, valid, stages = compiled(params, rest, data, stages, np.int32(t))
                 output, valid = batches.in_order(jax.device_get((output, valid)))
                 outputs.append(jax.tree.map(lambda rows, valid=valid: rows[valid], output))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)

@@ -24,7 +24,7 @@ def cards(source: Source) -> str:
     """
     if not source.is_indexable:
         return ""
-    rows = sorted({i * (source.length - 1) // (_RECORDS - 1) for i in range(_RECORDS)})
+    rows = sorted({i * (len(source) - 1) // (_RECORDS - 1) for i in range(_RECORDS)})
     columns = source.host_rows(np.array(rows))  # which reads no others, where none are loaded
     features = source.features
     records = (

@@ -32,7 +32,8 @@ def split(
         if vars(module)[mode] is None:  # nnx.MultiHeadAttention's, which nobody has set
             setattr(module, mode, False)
     nnx.pop(model, nnx.Intermediate)  # what `sow` left would grow from step to step
-    return nnx.split(model, wrt, ...)
+    definition, params, rest = nnx.split(model, wrt, ...)
+    return definition, params, rest
 
 
 def say_modes(model: nnx.Module) -> None:

@@ -42,7 +42,8 @@ def plain(optimizer: optax.GradientTransformation) -> optax.GradientTransformati
                 f"{_INSTEAD}"
             ) from error
 
-    return optax.GradientTransformationExtraArgs(begin, step)
+    # Its protocol has step take any keyword, of which the trainer gives one.
+    return optax.GradientTransformationExtraArgs(begin, step)  # pyright: ignore[reportArgumentType]
 
 
 def rate_of(optimizer: optax.GradientTransformation, state: Any, t: jax.Array) -> Any:
@@ -120,6 +121,7 @@ _INSTEAD = (
 
 def _name(optimizer: optax.GradientTransformation, state: Any = ()) -> str:
     """Returns what an optimizer is called: by its function, or of a chain by its parts' states."""
-    name = optimizer.update.__qualname__.partition(".")[0]
+    update: Any = optimizer.update  # a function, of which optax's protocol knows no name
+    name = update.__qualname__.partition(".")[0]
     parts = state if type(state) is tuple else ()
     return name + (f" of {', '.join(type(part).__name__ for part in parts)}" if parts else "")

@@ -116,7 +116,7 @@ def train_step(
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.params, value=loss
         )
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None and update.decay is not None:
             ema = moved(ema, params, rest, t, update.decay)

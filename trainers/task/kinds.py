@@ -64,7 +64,7 @@ class SingleLabel(Kind):
         name = f"softmax cross-entropy of {label}"
         super().__init__(label, name, metrics.Classification, label)
         of_dtype = 2 if jnp.issubdtype(dtype, jnp.bool_) else None
-        self._count = of_dtype if classes is None else classes.num_classes
+        self._count = of_dtype if classes is None else len(classes.names)
 
     def __call__(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Found:
         """Returns the losses and what the metrics are given."""
@@ -91,7 +91,7 @@ class MultiLabel(Kind):
 
     def __init__(self, label: str, classes: datasets.ClassLabel):
         super().__init__(label, f"sigmoid cross-entropy of {label}", metrics.MultiLabel)
-        self._count = classes.num_classes
+        self._count = len(classes.names)
 
     def __call__(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Found:
         """Returns the losses and what the metrics are given."""
