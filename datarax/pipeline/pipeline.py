@@ -152,9 +152,10 @@ class Pipeline(nnx.Module):
 
         Example:
             >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(4.0)})
-            >>> pipeline = Pipeline(source=source, stages=[stages.Map("x", jnp.exp)], batch_size=2)
-            >>> pipeline({"x": np.zeros(3, np.float32)})["x"].tolist()
-            [1.0, 1.0, 1.0]
+            >>> double = lambda batch: {"x": 2 * batch["x"]}
+            >>> pipeline = Pipeline(source=source, stages=[double], batch_size=2)
+            >>> pipeline({"x": np.array([0.5, 3.0])})["x"].tolist()
+            [1.0, 6.0]
         """
         batch = {name: as_columns(values) for name, values in batch.items()}
         ranks = np.arange(len(jax.tree.leaves(batch)[0]), dtype=np.uint32)
