@@ -25,8 +25,10 @@ from datarax.hub.secrets import redacted
 
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
 _ADDRESS = re.compile(
-    r"(?:https?://[^/]+|hf:/)/datasets/([^/?#]+/[^/?#]+)/?(?:tree/main/?|viewer.*)?"
+    r"(?P<host>https?://[^/]+|hf:/)/datasets/(?P<name>[^/?#]+(?:/(?!tree/|viewer)[^/?#]+)?)/?"
+    r"(?:tree/main/?|viewer.*)?"
 )
+_HOSTS = {"hf:/", "https://huggingface.co", "https://hf.co"}
 
 
 def without_address(name: str) -> str:
@@ -37,7 +39,8 @@ def without_address(name: str) -> str:
         'ylecun/mnist'
     """
     found = _ADDRESS.fullmatch(name)
-    return found[1] if found else name
+    is_hub = found is not None and found["host"] in _HOSTS | {client.endpoint()}
+    return found["name"] if found and is_hub else name
 
 
 def is_local(name: str) -> bool:

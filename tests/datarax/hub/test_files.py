@@ -88,7 +88,10 @@ def test_paths_are_arguments(tmp_path):
     [
         ("https://huggingface.co/datasets/me/rows", "me/rows"),
         ("https://huggingface.co/datasets/me/rows/tree/main", "me/rows"),
+        ("https://huggingface.co/datasets/mnist", "mnist"),
+        ("https://huggingface.co/datasets/mnist/viewer/default/train", "mnist"),
         ("hf://datasets/me/rows", "me/rows"),
+        ("https://host/datasets/me/rows.csv", "https://host/datasets/me/rows.csv"),
         ("me/rows", "me/rows"),
         ("https://huggingface.co/me/model", "https://huggingface.co/me/model"),
     ],
