@@ -159,7 +159,7 @@ class IndexedSourceBase(RandomAccessSource):
             ValueError: If the order is random and `key` is None, or `size` is not positive.
         """
         expect_between("size", size, 1, MAX_RECORDS)
-        if any(isinstance(value, jax.core.Tracer) for value in (start, key)):
+        if any(isinstance(value, Tracer) for value in (start, key)):
             raise NotImplementedError(
                 f"{self.label} reads its rows on the host, which a compiled function cannot: train "
                 "with trainers.Trainer, iterate over a Pipeline or prefetch_to_device, or load the "

@@ -50,7 +50,9 @@ class Evaluator:
             data, start = (params, rest, self._batches.data), self._start()
             shardings = self._layout.shardings(start)
             with self._layout.traced():
-                loop = agreement.together(lambda: Loop(step, start, data, shardings=shardings))
+                loop: Loop = agreement.together(
+                    lambda: Loop(step, start, data, shardings=shardings)
+                )
             agreement.expect_same_program(lambda: loop.lowered, "the evaluation's program")
             self._loop = loop
         return self._loop

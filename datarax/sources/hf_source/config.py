@@ -1,7 +1,7 @@
 """Configurations of a Hugging Face split, as arrays or as a stream."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from datarax.errors import expect_between
 from datarax.hub.secrets import hidden
@@ -45,8 +45,9 @@ class HFEagerConfig(_WithoutSecrets):
         42
     """
 
-    name: str | None = None
-    split: str | None = None
+    # Required: `__post_init__` refuses None.
+    name: str = None  # pyright: ignore[reportAssignmentType]
+    split: str = None  # pyright: ignore[reportAssignmentType]
     data_dir: str | None = None
     include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
     exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
@@ -55,7 +56,7 @@ class HFEagerConfig(_WithoutSecrets):
     download_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
     local_files_only: bool = False
     config_name: str | None = None
-    on_bad_rows: str = "raise"
+    on_bad_rows: Literal["raise", "skip"] = "raise"
     streaming: bool = False
     shuffle_buffer_size: int = 1000
 
@@ -98,8 +99,9 @@ class HFStreamingConfig(_WithoutSecrets):
         42
     """
 
-    name: str | None = None
-    split: str | None = None
+    # Required: `__post_init__` refuses None.
+    name: str = None  # pyright: ignore[reportAssignmentType]
+    split: str = None  # pyright: ignore[reportAssignmentType]
     data_dir: str | None = None
     include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
     exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
@@ -110,7 +112,7 @@ class HFStreamingConfig(_WithoutSecrets):
     local_files_only: bool = False
     config_name: str | None = None
     seed: int = 42
-    on_bad_rows: str = "raise"
+    on_bad_rows: Literal["raise", "skip"] = "raise"
     timeout: float | None = None
 
     def __post_init__(self):

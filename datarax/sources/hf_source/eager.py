@@ -155,7 +155,8 @@ class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
         fields |= {"shuffle": shuffle, "seed": seed}
         named = fields_of(ds, (datasets.Dataset,), fields)
         if fields.get("streaming"):
-            return HFStreamingSource.from_dataset(ds, rngs=rngs, name=name, **fields)
+            stream: Any = HFStreamingSource.from_dataset(ds, rngs=rngs, name=name, **fields)
+            return stream  # as HFEagerSource(config) is one with streaming=True
         config = HFEagerConfig(**named)
         return cls(config, rngs=rngs, name=name, _loaded=_load(LoadedSplit(ds, given=True), config))
 
@@ -180,7 +181,13 @@ class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
             return super().host_rows(rows)
         return self._loaded.read(rows=rows).data
 
-    def copy(self, *, config=None, rngs=None, name=None) -> "HFEagerSource":
+    def copy(
+        self,
+        *,
+        config: HFEagerConfig | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ) -> "HFEagerSource":
         """Returns a source with other arguments, at the start of epoch 0.
 
         The data is loaded again only if `config` names other data. Without a `config` the order and
@@ -212,6 +219,7 @@ class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
 
 def _load(split: LoadedSplit, config: HFEagerConfig) -> _Loaded:
     dataset = split.dataset
+    assert isinstance(dataset, datasets.Dataset)  # it was loaded with streaming=False
     features = chosen_features(dataset, config.include_keys, config.exclude_keys)
     read = functools.partial(
         load_columns,

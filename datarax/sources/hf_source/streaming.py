@@ -141,7 +141,13 @@ class HFStreamingSource(HFSource, StreamingSourceBase):
         """The columns to leave out, as configured."""
         return self.config.exclude_keys
 
-    def copy(self, *, config=None, rngs=None, name=None) -> "HFStreamingSource":
+    def copy(
+        self,
+        *,
+        config: HFStreamingConfig | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ) -> "HFStreamingSource":
         """Returns a source with other arguments, at the start of epoch 0.
 
         The data is opened again only if `config` differs. Without a `config` the order and the
@@ -172,9 +178,8 @@ def _load(config: HFStreamingConfig) -> _Loaded:
 
 def _known_length(info: datasets.DatasetInfo, split: str) -> int | None:
     counts = [(info.splits or {}).get(part.strip()) for part in split.split("+")]
-    if not all(counts) or not all(count.num_examples for count in counts):
-        return None
-    return sum(count.num_examples for count in counts)
+    known = [count.num_examples for count in counts if count is not None and count.num_examples]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def shards_of(dataset: Any, config: Any, length: int | None = None) -> Shards:
