@@ -100,7 +100,7 @@ class TensorBoard:
     def __init__(self, directory: epath.PathLike):
         try:
             from tensorboardX import SummaryWriter
-            from tensorboardX.proto.event_pb2 import Event
+            from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         except ImportError as error:
             raise ImportError(
                 "TensorBoard files need `pip install datarax[tensorboard]`"

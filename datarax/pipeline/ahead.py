@@ -126,7 +126,8 @@ class Reader:
 
     def _expect_last_fits(self) -> None:
         """Raises before anything is read where it is known that the last batch is refused."""
-        source, size = self._source, self._size
+        source: Any = self._source
+        size = self._size
         drops = isinstance(source, Pipeline) and source.drop_remainder
         if size is None or drops or self._last in ("pad", "drop"):
             return

@@ -7,6 +7,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from datarax.columns.fingerprint import fingerprint_rows
 from datarax.columns.host import HostColumn, is_host

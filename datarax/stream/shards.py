@@ -24,9 +24,14 @@ class Shards(Protocol):
         length: The number of rows of all shards, None if unknown.
     """
 
-    features: datasets.Features | None
-    num_shards: int
-    length: int | None
+    @property
+    def features(self) -> datasets.Features | None: ...
+
+    @property
+    def num_shards(self) -> int: ...
+
+    @property
+    def length(self) -> int | None: ...
 
     def open(self, shard: int, state: Any) -> Iterator[tuple[pa.Table, Any]]:
         """Yields tables, each with the state from which the rest of the shard can be read.

@@ -136,7 +136,8 @@ class Predictor:
                 lowered = agreement.together(lambda: step.lower(*first))
             agreement.expect_same_program(lambda: lowered, "the prediction's program")
             self._step = lowered.compile()
-        compiled, outputs = self._step, []
+        compiled: Any = self._step
+        outputs = []
         for data, start, stop in batches.epoch_blocks():
             for t in range(start, stop):
                 output, valid, stages = compiled(params, rest, data, stages, np.int32(t))

@@ -97,6 +97,8 @@ class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
         (3,)
     """
 
+    config: HFEagerConfig
+
     def __init__(
         self,
         config: HFEagerConfig,

@@ -55,6 +55,8 @@ class HFStreamingSource(HFSource, StreamingSourceBase):
         (2,)
     """
 
+    config: HFStreamingConfig
+
     def __init__(
         self,
         config: HFStreamingConfig,
