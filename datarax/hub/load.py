@@ -164,7 +164,7 @@ def resolve_name(
 
 def _plain(value: Any) -> Any:
     """Returns keyword arguments with strings for paths, which `datasets` takes apart."""
-    if isinstance(value, Mapping):
+    if type(value) is dict:  # not `datasets.Features`, which is one too
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(_plain, value))

@@ -118,9 +118,10 @@ class TableShards:
         table = table_of(dataset)
         self._table = table if self._positions is None else without_views(table)
         self._rows = max(1, min(READ_ROWS, READ_BYTES * len(table) // max(table.nbytes, 1)))
-        self.features = dataset.features
-        self.length = len(dataset)
-        self.num_shards = max(1, min(_TABLE_SHARDS, self.length // 256))
+        self._rows = len(dataset)
+        self.features: datasets.Features | None = dataset.features
+        self.length: int | None = self._rows
+        self.num_shards = max(1, min(_TABLE_SHARDS, self._rows // 256))
 
     def open(self, shard: int, state: int | None) -> Iterator[tuple[pa.Table, int]]:
         start, stop = self._bounds(shard)
@@ -134,7 +135,7 @@ class TableShards:
             start = end
 
     def _bounds(self, shard: int) -> tuple[int, int]:
-        return self.length * shard // self.num_shards, self.length * (shard + 1) // self.num_shards
+        return self._rows * shard // self.num_shards, self._rows * (shard + 1) // self.num_shards
 
     def label(self, shard: int) -> str:
         return "rows {} to {} of the dataset".format(*self._bounds(shard))

@@ -174,7 +174,7 @@ def _as_read(function: Callable) -> Callable:
     """
     if not (inspect.ismethod(function) and "_cast_table" in dir(function.__self__)):
         return function
-    builder = copy.copy(function.__self__)
+    builder: Any = copy.copy(function.__self__)
     cast = builder._cast_table
 
     def attempt(table: pa.Table, *args: Any, **kwargs: Any) -> pa.Table:
@@ -195,7 +195,8 @@ class _Fitted(SelectColumnsIterable):
         self._wanted = features
 
     def _iter_arrow(self) -> Iterator[tuple[Any, pa.Table]]:
-        for key, table in self.ex_iterable.iter_arrow():
+        tables: Any = self.ex_iterable.iter_arrow
+        for key, table in tables():
             yield key, fitted(table, self._wanted) if len(table) else table
 
     def shuffle_data_sources(self, generator: np.random.Generator) -> "_Fitted":
@@ -218,7 +219,7 @@ def _copied(step: Step) -> Step:
         elif _opens_all(step.features):  # dataset.decode(num_threads=...) decodes on threads
             step.function = _Opener(_pictures(step.features), {})
     if type(step) is FormattedExamplesIterable and _decodes(step):
-        return _Undecoded(step, step.features)
+        return _Undecoded(step, datasets.Features(step.features or {}))
     return step
 
 
@@ -230,7 +231,8 @@ def _decodes(step: FormattedExamplesIterable) -> bool:
     )
 
 
-def _opens_all(features: datasets.Features) -> bool:
+def _opens_all(features: datasets.Features | None) -> bool:
+    features = features or datasets.Features()
     return set(_pictures(features)) == {n for n, f in features.items() if require_decoding(f)}
 
 
@@ -273,8 +275,8 @@ class _Opener:
         return {**example, **found}
 
 
-def _pictures(features: datasets.Features) -> dict[str, datasets.Image]:
-    return {n: f for n, f in features.items() if isinstance(f, datasets.Image) and f.decode}
+def _pictures(features: datasets.Features | None) -> dict[str, datasets.Image]:
+    return {n: f for n, f in (features or {}).items() if isinstance(f, datasets.Image) and f.decode}
 
 
 def _users(function: Callable) -> Callable:

@@ -37,8 +37,8 @@ def load(
     """
     found = patiently(
         lambda: load_split(
-            config.name,
-            config.split,
+            config.name or "",
+            config.split or "",
             config_name=config.config_name,
             data_dir=config.data_dir,
             streaming=streaming,
@@ -80,12 +80,12 @@ class HFSource:
     @property
     def dataset_name(self) -> str:
         """The dataset's name, as configured."""
-        return self.config.name
+        return self.config.name or ""
 
     @property
     def split_name(self) -> str:
         """The split's name, as configured."""
-        return self.config.split
+        return self.config.split or ""
 
     def get_dataset_info(self) -> datasets.DatasetInfo:
         """Returns the dataset's `datasets.DatasetInfo`: description, features, licence."""

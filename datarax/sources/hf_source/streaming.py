@@ -174,7 +174,7 @@ class HFStreamingSource(HFSource, StreamingSourceBase):
 
 def _load(config: HFStreamingConfig) -> _Loaded:
     split = splits.load(config, streaming=config.streaming, timeout=config.timeout)
-    length = _known_length(split.dataset.info, config.split)
+    length = _known_length(split.dataset.info, config.split or "")
     return _Loaded(split, shards_of(split.dataset, config, length))
 
 

@@ -123,6 +123,17 @@ def test_the_trainer_names_a_late_row_too(tmp_path):
         trainer.fit()
 
 
+def test_declared_features_are_the_cure(tmp_path):
+    for number, prices in enumerate(([1, 2], [0.5, 3])):
+        lines = [json.dumps({"price": price}) for price in prices]
+        (tmp_path / f"train-{number}.jsonl").write_text("\n".join(lines))
+    features = Features({"price": Value("float32")})
+    config = HFStreamingConfig(
+        name=str(tmp_path), split="train", streaming=True, download_kwargs={"features": features}
+    )
+    assert values(HFStreamingSource(config), "price", 3) == [1.0, 2.0, 0.5, 3.0]
+
+
 @pytest.mark.parametrize("mode", ["I;16", "F", "I"])
 def test_an_image_that_fits_no_byte_is_named(mode):
     file = io.BytesIO()
