@@ -72,9 +72,9 @@ def load_split(
         revision: a branch, a tag or a commit; goes before the one in `download_kwargs`.
         timeout: seconds that a silent Hub is waited for, in each request made here; as
             `HF_HUB_DOWNLOAD_TIMEOUT` says (10 s) when None. So do a stream's later reads.
-        include: the columns to read, where the files are Parquet: the others are not looked at.
-            Rows of other files come whole.
-        exclude: columns not to read, where the files are Parquet.
+        include: the columns to read of Parquet and of local CSV files: the others are not looked
+            at. Rows of other files come whole.
+        exclude: columns not to read of such files.
 
     Returns:
         The split, the name it was found under and its commit.

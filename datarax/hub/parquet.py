@@ -1,4 +1,4 @@
-"""What the footers of Parquet files say, and which of their columns a builder reads."""
+"""Which columns a builder reads of its files, and what the footers of Parquet files say."""
 
 import os
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from datarax.errors import chosen
 from datarax.hub.private import xopen
@@ -18,7 +19,7 @@ _SMALL = 1 << 20  # bytes of a file that may have no rows
 def narrow(
     builder: Any, include: Iterable[str] | None, exclude: Iterable[str] | None
 ) -> list[str] | None:
-    """Lets a builder of Parquet files read some columns only; the others stay where they are.
+    """Lets a builder read some columns only, of Parquet files and of CSV files on this machine.
 
     Args:
         builder: Any builder; those of other files read whole rows.
@@ -31,8 +32,11 @@ def narrow(
     Raises:
         ValueError: There is no such column, or none is left.
     """
-    wants_all = include is None and not exclude
-    if builder.name != "parquet" or wants_all or builder.config.columns is not None:
+    if include is None and not exclude:
+        return None
+    if builder.name == "csv":
+        return _narrow_csv(builder, include, exclude)
+    if builder.name != "parquet" or builder.config.columns is not None:
         return None
     features = builder.info.features
     known = list(features) if features else (schema := _schema(builder)).names
@@ -46,6 +50,30 @@ def narrow(
         features = datasets.Features.from_arrow_schema(pa.schema(fields, schema.metadata))
     builder.config.columns = names
     builder.info.features = datasets.Features({name: features[name] for name in names})
+    return names
+
+
+def _narrow_csv(
+    builder: Any, include: Iterable[str] | None, exclude: Iterable[str] | None
+) -> list[str] | None:
+    config, files = builder.config, _files(builder)
+    own = config.usecols, config.names, config.features, config.skiprows  # the user's own choice
+    plain = config.header == "infer" and len(config.delimiter or config.sep) == 1
+    if any(part is not None for part in own) or not plain:
+        return None
+    if not files or not os.path.isfile(files[0]):
+        return None
+    read = csv.ReadOptions(encoding=config.encoding or "utf8")
+    parse = csv.ParseOptions(delimiter=config.delimiter or config.sep)
+    try:
+        with csv.open_csv(files[0], read, parse) as reader:
+            known = reader.schema.names
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return None  # reading the rows names the file and the line
+    names = chosen(known, include, exclude)
+    if len(names) == len(known):
+        return None
+    config.usecols = names
     return names
 
 

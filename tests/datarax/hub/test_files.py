@@ -182,6 +182,14 @@ def test_columns_nobody_asked_for_cannot_stop_loading(tmp_path, keys):
         HFEagerSource(HFEagerConfig(name=tmp_path, split="train", include_keys={"xx"}))
 
 
+@pytest.mark.parametrize("keys", [{"include_keys": {"x"}}, {"exclude_keys": {"m"}}])
+def test_of_csv_files_some_columns_are_read(tmp_path, keys):
+    files = {"train-0.csv": b"m,x\n1,1\n", "train-1.csv": b"x,m\n2,a\n"}
+    assert both(written(tmp_path, **files), **keys) == ([1, 2], [1, 2])
+    with pytest.raises(ValueError, match=r"no column 'xx'\. Did you mean 'x'"):
+        HFEagerSource(HFEagerConfig(name=tmp_path, split="train", include_keys={"xx"}))
+
+
 def test_prepared_rows_serve_any_columns(tmp_path):
     folder = written(tmp_path / "rows", **{"train.parquet": parquet(x=[1, 2], y=[3, 4])})
     given = {"cache_dir": str(tmp_path / "cache")}
