@@ -8,6 +8,7 @@ import datasets
 from flax import nnx
 
 from datarax.errors import chosen
+from datarax.hub.explained import explained
 from datarax.module import expect_config
 from datarax.sources.hf_source import split as splits
 from datarax.sources.hf_source.config import HFStreamingConfig
@@ -197,7 +198,9 @@ def shards_of(dataset: Any, config: Any, length: int | None = None) -> Shards:
     """
     columns = None
     if config.include_keys is not None or config.exclude_keys:
-        columns = chosen(column_names(dataset), config.include_keys, config.exclude_keys)
+        with explained(config.name):
+            names = column_names(dataset)
+        columns = chosen(names, config.include_keys, config.exclude_keys)
     if isinstance(dataset, datasets.IterableDataset):
         return IterableShards(dataset, columns=columns, split_files=config.shuffle, length=length)
     if not len(dataset):

@@ -190,6 +190,14 @@ def test_of_csv_files_some_columns_are_read(tmp_path, keys):
         HFEagerSource(HFEagerConfig(name=tmp_path, split="train", include_keys={"xx"}))
 
 
+def test_a_broken_csv_file_is_named_where_columns_are_chosen(tmp_path):
+    written(tmp_path, **{"train.csv": b"x,y\n1,2\n1,2,3\n"})
+    for kind in (HFEagerConfig, HFStreamingConfig):
+        config = kind(name=tmp_path, split="train", streaming=True, include_keys={"x"})
+        with pytest.raises(ValueError, match=r"train.csv' of .* line 3.*on_bad_lines"):
+            HFStreamingSource(config) if kind is HFStreamingConfig else HFEagerSource(config)
+
+
 def test_prepared_rows_serve_any_columns(tmp_path):
     folder = written(tmp_path / "rows", **{"train.parquet": parquet(x=[1, 2], y=[3, 4])})
     given = {"cache_dir": str(tmp_path / "cache")}
