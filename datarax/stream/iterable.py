@@ -1,6 +1,6 @@
 """Shards of a `datasets.IterableDataset`, read as Arrow tables or as rows that Python makes.
 
-The private names of `datasets.iterable_dataset` are in `datarax.stream.steps`.
+The private names of `datasets.iterable_dataset` are in `datarax.stream.steps` and `.copies`.
 """
 
 import copy
@@ -13,7 +13,7 @@ import datasets
 import pyarrow as pa
 
 from datarax.hub.private import require_decoding
-from datarax.stream import steps
+from datarax.stream import copies, steps
 from datarax.stream.encoder import Encoder
 from datarax.stream.shards import READ_ROWS
 
@@ -105,7 +105,7 @@ class IterableShards:
     def _part(self, shard: int, epoch: int = 0) -> datasets.IterableDataset:
         # Not shard(1, 0), which would move the borders of `skip` and `take`.
         part = self._dataset.shard(self.num_shards, shard) if self._by_file else self._dataset
-        return steps.copied(
+        return copies.copied(
             part, self._first_epoch + epoch, as_tables=self._is_arrow, features=self.features
         )
 
@@ -122,7 +122,7 @@ class IterableShards:
         self, part: datasets.IterableDataset, state: Any
     ) -> Iterator[tuple[pa.Table, Any]]:
         before, taken = _resumed(state)
-        examples = steps.Examples(part, before)
+        examples = copies.Examples(part, before)
         for _ in islice(examples, taken):
             pass
         ended = False

@@ -1,18 +1,12 @@
-"""The steps of a `datasets.IterableDataset`: what each is, and copies that decode no picture.
+"""The steps of a `datasets.IterableDataset`, and what each is.
 
 `datasets` calls them examples iterables; each holds the one before it. Their names are private, and
 `tests/datarax/stream/test_steps.py` says of each that it is still there and still means the same.
 """
 
-import copy
-import inspect
-from collections.abc import Callable, Iterator
-from types import MethodType
 from typing import Any
 
 import datasets
-import numpy as np
-import pyarrow as pa
 from datasets.iterable_dataset import (
     ArrowExamplesIterable,
     BufferShuffledExamplesIterable,
@@ -23,11 +17,6 @@ from datasets.iterable_dataset import (
     RebatchedArrowExamplesIterable,
     SelectColumnsIterable,
 )
-
-from datarax.hub.private import require_decoding
-from datarax.stream.encoder import MISFITS, fitted
-from datarax.stream.pictures import opened
-from datarax.stream.shards import UsersError
 
 Step = Any  # a `datasets.iterable_dataset._BaseExamplesIterable`
 
@@ -131,193 +120,3 @@ def column_names(dataset: datasets.IterableDataset) -> list[str]:
     if dataset.features is not None:
         return list(dataset.features)
     return list(dataset.with_format(None)._head())
-
-
-def copied(
-    dataset: datasets.IterableDataset,
-    epoch: int,
-    *,
-    as_tables: bool,
-    features: datasets.Features | None,
-) -> datasets.IterableDataset:
-    """Returns a dataset that is read on its own: steps keep their position in themselves.
-
-    Its rows come as the last step gives them. `datasets` itself would stop at a table that does not
-    fit the features, and encode and decode each row of Python by them.
-
-    Args:
-        dataset: The dataset.
-        epoch: Which order of `shuffle`.
-        as_tables: Whether its rows come as tables.
-        features: The features that tables are cast to, as far as they fit; None to cast none.
-    """
-    last = _copied(dataset._ex_iterable)
-    info = dataset.info.copy()
-    info.features = None
-    # Not copy.copy(dataset), which would share the fields of the dataset.
-    copied = datasets.IterableDataset(
-        ex_iterable=last if features is None or not as_tables else _Fitted(last, features),
-        info=info,
-        formatting=dataset._formatting if as_tables else None,
-        distributed=dataset._distributed,
-        token_per_repo_id=dataset._token_per_repo_id,
-    )
-    copied.set_epoch(epoch)
-    return copied
-
-
-def _as_read(function: Callable) -> Callable:
-    """Returns a builder's method that gives a table as it was read where it fits no features.
-
-    Builders cast each table before anybody sees it. What they raise names no row, and takes the
-    rest of the file with it.
-    """
-    if not (inspect.ismethod(function) and "_cast_table" in dir(function.__self__)):
-        return function
-    builder: Any = copy.copy(function.__self__)
-    cast = builder._cast_table
-
-    def attempt(table: pa.Table, *args: Any, **kwargs: Any) -> pa.Table:
-        try:
-            return cast(table, *args, **kwargs)
-        except MISFITS:
-            return table
-
-    builder._cast_table = attempt
-    return MethodType(function.__func__, builder)
-
-
-class _Fitted(SelectColumnsIterable):
-    """A step that casts tables; its state is that of the step before."""
-
-    def __init__(self, step: Step, features: datasets.Features):
-        super().__init__(step, list(features))
-        self._wanted = features
-
-    def _iter_arrow(self) -> Iterator[tuple[Any, pa.Table]]:
-        tables: Any = self.ex_iterable.iter_arrow
-        for key, table in tables():
-            yield key, fitted(table, self._wanted) if len(table) else table
-
-    def shuffle_data_sources(self, generator: np.random.Generator) -> "_Fitted":
-        return _Fitted(self.ex_iterable.shuffle_data_sources(generator), self._wanted)
-
-
-def _copied(step: Step) -> Step:
-    step = copy.copy(step)
-    if "ex_iterable" in vars(step):
-        step.ex_iterable = _copied(step.ex_iterable)
-    if "ex_iterables" in vars(step):
-        step.ex_iterables = [_copied(inner) for inner in step.ex_iterables]
-    if type(step) is ArrowExamplesIterable:
-        step.generate_tables_fn = _as_read(step.generate_tables_fn)
-    if isinstance(step, MappedExamplesIterable):
-        if isinstance(step, FilteredExamplesIterable):  # from which `shuffle` makes the other
-            step.mask_function = _users(step.mask_function)
-        if step.decoding_pool is None:
-            step.function = _users(step.function)
-        elif _opens_all(step.features):  # dataset.decode(num_threads=...) decodes on threads
-            step.function = _Opener(_pictures(step.features), {})
-    if type(step) is FormattedExamplesIterable and _decodes(step):
-        return _Undecoded(step, datasets.Features(step.features or {}))
-    return step
-
-
-def _decodes(step: FormattedExamplesIterable) -> bool:
-    """Returns whether a step decodes pictures for a function that takes them as Pillow images."""
-    tensors = step.formatting and step.formatting.is_tensor
-    return bool(step.features and _pictures(step.features)) and not (
-        tensors or step.ex_iterable.is_typed
-    )
-
-
-def _opens_all(features: datasets.Features | None) -> bool:
-    features = features or datasets.Features()
-    return set(_pictures(features)) == {n for n, f in features.items() if require_decoding(f)}
-
-
-class _Undecoded(FormattedExamplesIterable):
-    """The step that decodes rows for a function: it opens pictures, and decodes what it must."""
-
-    def __init__(self, step: FormattedExamplesIterable, features: datasets.Features):
-        pictures = _pictures(features)
-        raw = {name: datasets.Image(mode=f.mode, decode=False) for name, f in pictures.items()}
-        super().__init__(
-            step.ex_iterable,
-            step.formatting,
-            datasets.Features({**features, **raw}),
-            step.token_per_repo_id,
-            step.force_convert_to_python,
-        )
-        self._declared = features
-        self._open = _Opener(pictures, step.token_per_repo_id)
-
-    def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        for key, example in super().__iter__():
-            yield key, self._open(example)
-
-    def shuffle_data_sources(self, generator: np.random.Generator) -> "_Undecoded":
-        return _Undecoded(super().shuffle_data_sources(generator), self._declared)
-
-
-class _Opener:
-    """Opens the pictures of a row."""
-
-    def __init__(self, pictures: dict[str, datasets.Image], tokens: dict[str, Any]):
-        self._pictures, self._tokens = pictures, tokens
-
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        found = {
-            name: opened(feature, example[name], self._tokens)
-            for name, feature in self._pictures.items()
-            if isinstance(example.get(name), dict)
-        }
-        return {**example, **found}
-
-
-def _pictures(features: datasets.Features | None) -> dict[str, datasets.Image]:
-    return {n: f for n, f in (features or {}).items() if isinstance(f, datasets.Image) and f.decode}
-
-
-def _users(function: Callable) -> Callable:
-    """Returns a function of the user's whose errors are told from those of reading."""
-
-    async def wait(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return await function(*args, **kwargs)
-        except Exception as error:
-            raise UsersError(error) from error
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            raise UsersError(error) from error
-
-    # `datasets` asks a partial, too: `filter` gives it one.
-    return wait if inspect.iscoroutinefunction(function) else call
-
-
-class Examples:
-    """Rows of a copied dataset, as its last step gives them, from an exact position.
-
-    Args:
-        dataset: What `copied` returned.
-        state: What `state` returned; None: the start.
-    """
-
-    def __init__(self, dataset: datasets.IterableDataset, state: dict[str, Any] | None):
-        self._step = dataset._prepare_ex_iterable_for_iteration()
-        if state is not None:
-            self._step.load_state_dict(state)
-        self._rows = iter(self._step)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self
-
-    def __next__(self) -> dict[str, Any]:
-        return next(self._rows)[1]
-
-    def state(self) -> dict[str, Any]:
-        """Returns the position after the last row, JSON-able."""
-        return self._step.state_dict()

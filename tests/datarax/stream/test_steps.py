@@ -8,7 +8,7 @@ from datasets import iterable_dataset
 from datasets.distributed import split_dataset_by_node
 
 from datarax import HFStreamingSource
-from datarax.stream import steps
+from datarax.stream import copies, steps
 from datarax.stream.iterable import IterableShards
 
 
@@ -84,10 +84,12 @@ def test_every_step_that_datasets_has_is_known():
 
 def test_rows_and_states_of_python_rows():
     data = stream(1).map(lambda row: {"y": 2 * row["x"]})
-    copied = steps.copied(data, 0, as_tables=False, features=None)
-    examples = steps.Examples(copied, None)
+    copied = copies.copied(data, 0, as_tables=False, features=None)
+    examples = copies.Examples(copied, None)
     assert [next(examples)["y"] for _ in range(3)] == [0, 2, 4]
-    again = steps.Examples(steps.copied(data, 0, as_tables=False, features=None), examples.state())
+    again = copies.Examples(
+        copies.copied(data, 0, as_tables=False, features=None), examples.state()
+    )
     assert [row["y"] for row in again] == [2 * x for x in range(3, 100)]
     assert [row["y"] for row in data] == [2 * x for x in range(100)]  # it has moved nowhere
     filtered = stream().filter(lambda row: row["x"] > 90)
@@ -114,6 +116,15 @@ def test_a_shuffled_dataset_has_an_order_for_each_epoch():
     again = HFStreamingSource.from_dataset(data)
     again.set_state(state)
     assert again.get_batch(50)["x"].tolist() == expected
+
+
+def test_threads_that_decode_are_known_in_each_shard():
+    features = datasets.Features({"image": datasets.Image()})
+    data = datasets.Dataset.from_dict({"image": [None]}, features=features)
+    decoded = data.to_iterable_dataset().decode(num_threads=2)
+    assert copies._is_decode(decoded._ex_iterable)
+    assert copies._is_decode(decoded.shard(1, 0)._ex_iterable)
+    assert not copies._is_decode(stream().map(lambda row: row)._ex_iterable)
 
 
 def test_names_of_columns():
