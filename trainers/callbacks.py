@@ -160,8 +160,10 @@ def expect_metrics(best: tuple[str, str] | None, callbacks: Sequence[Callback], 
     ]
     for what, name in waits:
         if name not in names:
-            hint = " Give eval_source= as well." if name.startswith("eval/") else ""
-            hint = closest(name, names) or hint
+            evaluates = any(known.startswith("eval/") for known in names)
+            hint = closest(name, names)
+            if name.startswith("eval/") and not evaluates:
+                hint = " Give eval_source= as well."
             raise ValueError(
                 f"{what} waits for a metric that no log will have: there are "
                 f"{listed(sorted(names))}.{hint}"

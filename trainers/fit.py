@@ -17,19 +17,18 @@ from trainers.loop.cadence import Cadence
 from trainers.loop.clock import Clock, Pace
 from trainers.loop.ended import Ended
 from trainers.loop.pending import Pending
-from trainers.loop.plan import Plan, configuration, decisions, metrics_of
+from trainers.loop.plan import Plan, decisions, metrics_of
 from trainers.loop.profile import Profile
-from trainers.loop.progress import Progress
+from trainers.loop.progress import Progress, told_of_end, told_of_start
 from trainers.loop.reporter import Reporter, ask
 from trainers.loop.signals import Signals
 from trainers.loop.watch import Watch
-from trainers.report.report import Report
+from trainers.report.report import writers_of
 from trainers.run import Run, Status
 from trainers.step.compiled import Loop
 from trainers.weights import initialize
 from trainers.workdir import diverged
 from trainers.workdir.checkpointer import Checkpointer
-from trainers.writers import JsonLines, Writers
 
 logger = logging.getLogger(__name__)
 
@@ -73,32 +72,34 @@ class Fit:
                 self.state, data_state = restored
                 if (status := self._ended()) is not None:
                     return status
-                self._progress.say(self._goes_on())
+                self._progress.say(told_of_start(run.step, plan.workdir, plan.init_from))
             elif (path := plan.init_from) is not None:
                 agreement.together(lambda: initialize(plan.model, path))
                 self.state = program.initial_state(plan)
             if restored is None and plan.task.inferred:
                 self._progress.say(plan.task.inferred)
             if not self._signals.asked():
-                with self.clock.spent("compiling"):
+                with self.clock.spent("compiling"), self._progress.patience("Compiling ..."):
                     self._compile(loop)
             diverged.forget(plan.workdir)
             with (
                 contextlib.closing(plan.batches.feed(run.step, run.data_start, data_state)) as feed,
                 contextlib.closing(Profile(plan.profile, plan.workdir)) as profile,
-                contextlib.closing(self._writers()) as writers,
+                contextlib.closing(writers_of(plan, run, self.clock)) as writers,
                 contextlib.closing(self._progress),
             ):
                 self._progress.begin(run.step)
                 if restored is None:
                     self._checkpointer.rehearse(run, self.state, feed.state_at(run.step))
-                run.moves_to(run.step, feed.epoch_at(run.step))
+                with self._progress.patience("Reading the first batches ..."):
+                    run.moves_to(run.step, feed.epoch_at(run.step))
                 cadence = Cadence(plan, run)
                 reporter = Reporter(
                     plan, run, self.clock, self._signals, writers, self._progress, cadence
                 )
                 run.status = self._train(loop, feed, profile, reporter, cadence)
                 self._finish(feed)
+            self._progress.say(told_of_end(run.status, run.step, plan.workdir))
             return run.status
 
     def _train(
@@ -209,26 +210,6 @@ class Fit:
         if run.stopped and ask(Cadence(plan, run).calls(run.step, True), run):
             return "stopped"
         return None
-
-    def _goes_on(self) -> str:
-        plan = self.plan
-        instead = ", not from init_from" if plan.init_from is not None else ""
-        if plan.workdir is None:
-            return f"Going on from step {self.run.step}, where fit() ended."
-        return f"Going on from step {self.run.step} in {plan.workdir}{instead}."
-
-    def _writers(self) -> Writers:
-        """Returns where the run's metrics go: nowhere but in the first process."""
-        plan, run, own = self.plan, self.run, []
-        if not agreement.is_first():
-            return Writers([])
-        if plan.workdir is not None:
-            report = Report(plan.workdir / "report.html", plan, run, self.clock)
-            own = [JsonLines(plan.workdir / "metrics.jsonl", run.history), report]
-        writers = Writers([*own, *plan.writers])
-        writers.resume(run.reported)
-        writers.write_hparams(configuration(plan))
-        return writers
 
     # --- parts of the loop -----------------------------------------------------------------------
 

@@ -68,6 +68,7 @@ class Pipeline(nnx.Module):
             )
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
         expect_between("shards", shards, 1, MAX_RECORDS)
+        batch_size, shards = batch_size.__index__(), shards.__index__()  # states hold no NumPy's
         expect_multiple(batch_size, shards)
         source = source if shards == 1 else source.sharded(shards)
         if not isinstance(rngs, nnx.Rngs | None):

@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from datarax import MemorySource, MemorySourceConfig
-from trainers import Trainer, every
+from trainers import Checkpoints, Trainer, every
 from trainers.callbacks import best_so_far, early_stopping, log_learning_rate, stops
+from trainers.run import Run
 
 
 class Linear(nnx.Module):
@@ -159,3 +160,42 @@ def test_a_mode_that_is_none_is_said(mode):
         early_stopping(mode=mode)
     with pytest.raises(ValueError, match="steps=0"):
         every(0, print)
+
+
+def test_a_callback_logs_at_steps_without_a_log():
+    schedule = optax.linear_schedule(1e-2, 0.0, 12)
+    result = fit(every(3, log_learning_rate(schedule)), every(4, best_so_far("train/loss")))
+    rates = {
+        row["step"]: row["train/learning_rate"]
+        for row in result.history
+        if row["step"] in (3, 6, 9, 12)
+    }
+    assert rates == {step: pytest.approx(float(schedule(step - 1))) for step in (3, 6, 9, 12)}
+    assert [row["step"] for row in result.history] == [3, 5, 6, 9, 10, 12]
+
+
+def test_nan_is_never_the_best_and_no_improvement():
+    run = Run(9, None, None)
+    values = [float("nan"), 2.0, float("nan"), 1.0]
+    run.history[:] = [{"step": n, "epoch": 0, "eval/loss": v} for n, v in enumerate(values)]
+    assert run.best(("eval/loss", "min")) == (3, 1.0)
+    assert run.best(("eval/loss", "max")) == (1, 2.0)
+    stop = early_stopping(patience=0)
+    assert not stop(run)
+    run.history.append({"step": 4, "epoch": 0, "eval/loss": float("nan")})
+    assert stop(run)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"best": ("train/los", "min")}, r"best=.* there are 'train/learning_rate', 'train/loss'"),
+        ({"callbacks": [early_stopping("train/accuracy")]}, r"early_stopping\('train/accuracy'\)"),
+        ({"callbacks": [early_stopping()]}, "Give eval_source= as well"),
+    ],
+)
+def test_a_metric_that_no_log_will_have_is_refused_before_the_first_step(given, message):
+    if "best" in given:
+        given = {"checkpoint": Checkpoints(best=given["best"])}
+    with pytest.raises(ValueError, match=message):
+        fit(*given.pop("callbacks", []), **given)

@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 10
-_SECONDS_OF_SILENCE = 5
+_SECONDS_OF_SILENCE = 15
 _WIDTH = 120  # of a line where there is no terminal
 
 
@@ -43,8 +44,8 @@ class Progress:
             self._bar = tqdm(total=self._steps, initial=step, unit="step", dynamic_ncols=True)
 
     def say(self, line: str) -> None:
-        """Writes a line; where nobody reads it any more, the run goes on in silence."""
-        if not self._speaks:
+        """Writes a line, if it is not empty; where nobody reads it, the run goes on in silence."""
+        if not self._speaks or not line:
             return
         try:
             with tqdm.external_write_mode(sys.stdout):
@@ -113,3 +114,22 @@ class Progress:
         passed = (time.perf_counter() - self._begun) / finished  # with evaluating and saving
         left = tqdm.format_interval(max(0, self._steps - step) * passed)
         return f"{told}  {left} left"
+
+
+def told_of_start(step: int, workdir: Any, init_from: Any) -> str:
+    """Returns what to say of a run that goes on after `step` steps."""
+    if workdir is None:
+        return f"Going on from step {step}, where fit() ended."
+    instead = ", not from init_from" if init_from is not None else ""
+    return f"Going on from step {step} in {workdir}{instead}."
+
+
+def told_of_end(status: str, step: int, workdir: Any) -> str:
+    """Returns what to say of a run that ended after `step` steps, before its last, or nothing."""
+    why = {"preempted": "SIGTERM came", "stopped": "Ctrl-C or a callback stopped the run"}
+    if status not in why:
+        return ""
+    further = "the next fit() goes on from there"
+    if workdir is not None:
+        further = f"it is saved, and the same script goes on from there, in {workdir}"
+    return f"{why[status]} after step {step}: {further}."

@@ -9,11 +9,13 @@ from etils import epath
 from flax import nnx
 from tqdm import tqdm
 
+from trainers.devices import agreement
 from trainers.devices.variables import named
 from trainers.loop.clock import Clock
 from trainers.loop.plan import Plan, configuration
 from trainers.report import chart, page, samples
 from trainers.run import Run
+from trainers.writers import JsonLines, Writer, Writers
 
 _SHARE = 0.005  # of a run's time goes into its report, at most
 _SECONDS = 5  # between two versions of the page, at least
@@ -167,6 +169,20 @@ class Report:
             for name, value in configuration(self._plan).items()
         ]
         return f"<h2>Configuration</h2>{page.table((), rows)}"
+
+
+def writers_of(plan: Plan, run: Run, clock: Clock) -> Writers:
+    """Returns where a run's metrics go: nowhere but in the first process."""
+    own: list[Writer] = []
+    if not agreement.is_first():
+        return Writers(own)
+    if plan.workdir is not None:
+        own.append(JsonLines(plan.workdir / "metrics.jsonl", run.history))
+        own.append(Report(plan.workdir / "report.html", plan, run, clock))
+    writers = Writers([*own, *plan.writers])
+    writers.resume(run.reported)
+    writers.write_hparams(configuration(plan))
+    return writers
 
 
 def name_of(plan: Plan) -> str:

@@ -55,6 +55,7 @@ class Loop:
             chunk = jax.jit(chunk, donate_argnums=0, out_shardings=shardings)
             traced = chunk.trace(state, data, jnp.int32(0), jnp.int32(0))
         self._traced = traced
+        self._eagerly = functools.partial(_chunk, step, goes_on)
 
     @functools.cached_property
     def lowered(self) -> jax.stages.Lowered:
@@ -72,6 +73,8 @@ class Loop:
 
     def __call__(self, state: Any, data: Any, start: int, stop: int) -> Any:
         """Returns the state after steps `start ... stop - 1`; `state` is donated."""
+        if jax.config.jax_disable_jit:  # as one sets it to look at each operation
+            return self._eagerly(state, data, jnp.int32(start), jnp.int32(stop))
         program = self.program
         if not self.from_python:
             return program(state, data, np.int32(start), np.int32(stop))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ CHECKPOINTS, BEST = "checkpoints", "best"
 
 _ARRAYS = ("model", "training")
 _REPLACED = "replaced-"
+_TURN = threading.Lock()  # two saves begun at once on two threads get one number (Orbax 0.12)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -57,7 +59,7 @@ class Store:
         alone = not self._writes and jax.process_count() > 1
         self._manager = backend.manager(self.directory, keep, _ARRAYS, alone=alone)
         self._pending: int | None = None  # the last step whose saving began
-        self._unread: int | None = None  # the same, until it has been read back
+        self._unread: int | None = None  # the same, until it is read back
         self._replaces = False
         self._failed_once = False
 
@@ -91,7 +93,7 @@ class Store:
         run = {**run, "format": FORMAT, "arrays": checksums(arrays), "data": _digest(data)}
         run["digest"] = _digest(run)
         self._pending = step
-        with self._writing():
+        with self._writing(), _TURN:
             self._manager.save(step, args=backend.written(arrays, data, run), force=True)
             self._unread = step
 

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import optax
 import pytest
+from clu import metrics as clu
 from flax import nnx
 
 from datarax import Pipeline
@@ -258,3 +260,46 @@ def test_a_workdir_may_be_relative_or_a_file_url(tmp_path, monkeypatch):
     assert trainer("runs/one").fit().step == result.step
     assert trainer(f"file://{tmp_path}/runs/one").fit().step == result.step
     assert_same(load(f"file://{tmp_path}/runs/one", Normed()), result.ema)
+
+
+TWO = clu.Collection.create(mean=clu.Average.from_output("loss"))
+
+
+@pytest.mark.parametrize("more", [{"metrics": TWO}, {"ema": 0.5}])
+def test_a_metric_or_an_average_more_begins_where_the_run_goes_on(tmp_path, more):
+    trainer(tmp_path, ema=None, callbacks=[at(7)]).fit()
+    result = trainer(tmp_path, **{"ema": None, **more}).fit()
+    plain = trainer(None, ema=None).fit()
+    assert_same(result.model, plain.model)
+    assert (result.ema is not None) == ("ema" in more)
+    assert ("train/mean" in result.metrics) == ("metrics" in more)
+
+
+def test_names_that_are_one_once_joined_are_refused_before_the_first_step(tmp_path):
+    class Dotted(MLP):
+        def __init__(self):
+            super().__init__()
+            self.more = nnx.Dict(
+                {"a.b": nnx.Param(np.ones(2)), "a": nnx.Dict({"b": nnx.Param(np.ones(2))})}
+            )
+
+    steps = []
+    source = memory({n: c for n, c in points(16).items() if n != "id"})
+    options = {"batch_size": 8, "workdir": tmp_path, "callbacks": [every(1, steps.append)]}
+    with pytest.raises(ValueError, match=r"'more\.a\.b'"):
+        Trainer(Dotted(), source, **options).fit()
+    assert steps == []
+
+
+def test_numpy_integers_are_integers(tmp_path):
+    eight = np.int64(8)
+    options = {"batch_size": eight, "steps": eight, "log_every": np.int32(2), "ema": None}
+    often = Checkpoints(every=np.int16(3), keep=np.uint8(2))
+    assert trainer(tmp_path, checkpoint=often, **options).fit().step == 8
+    assert trainer(tmp_path, checkpoint=often, **{**options, "steps": np.int64(9)}).fit().step == 9
+
+
+def test_a_transfer_guard_of_the_caller_does_no_harm(tmp_path):
+    one = trainer(tmp_path, steps=4)
+    with jax.transfer_guard("disallow"):
+        assert one.fit().status == "finished"

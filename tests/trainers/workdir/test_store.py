@@ -1,5 +1,6 @@
 """Checkpoints: what is saved is what is read, whatever happens to the files."""
 
+import concurrent.futures
 import json
 import os
 import re
@@ -108,6 +109,30 @@ def test_a_step_saved_again_replaces_what_was_there(tmp_path, killed):
     reader = Store(tmp_path)
     assert_same(_read(reader, 2, _arrays(0))[2], _arrays(7))
     reader.close()
+
+
+def test_stores_on_several_threads_save_at_once(tmp_path):
+    def save(name):
+        store = _saved(tmp_path / name, range(6), keep=2)
+        store.close()
+        return store.steps()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(save, "abcd")) == [[4, 5]] * 4
+
+
+@pytest.mark.parametrize("name", ["run[lr=0.1]", "a b", "größe", "50%", "x*?", "#1"])
+def test_a_path_of_any_characters(tmp_path, name):
+    store = _saved(tmp_path / name, [1, 2], keep=1)
+    assert store.steps() == [2]
+    assert_same(_read(store, 2, _arrays(0))[2], _arrays(2))
+    store.close()
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["2"]
+
+
+def test_home_is_a_workdir(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert os.fspath(stores.absolute("~/runs")) == f"{tmp_path}/runs"
 
 
 # --- damage --------------------------------------------------------------------------------------
