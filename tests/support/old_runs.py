@@ -121,7 +121,9 @@ def noted_loss(model, batch):
     training = len(batch["id"]) == BATCH_SIZE  # evaluation has batches of 5
     if training:
         model.write(batch["id"])
-    return loss(model, batch)
+    losses, outputs = loss(model, batch)
+    # Without outputs nothing is inferred beside the loss, in any version.
+    return (losses, outputs) if isinstance(model, NormedDiary) else losses
 
 
 # What differs between the three runs. With `ema=0.5` the decay is 0.5 from step 8 on, also where it

@@ -44,8 +44,12 @@ def test_it_goes_on_with_the_next_batch_and_ends_as_if_undisturbed(name, tmp_pat
 
     assert [row["step"] for row in given["history"]] == [row["step"] for row in expected["history"]]
     for row, other in zip(given["history"], expected["history"], strict=True):
-        names = [key for key in other if key.startswith(("train/", "eval/"))]
-        close([row[name] for name in names], [other[name] for name in names])
+        for key, value in other.items():
+            if key.startswith("train/"):
+                close(row[key], value)
+            if key.startswith("eval/"):
+                # The average that is evaluated holds BatchNorm's statistics since 0.1.0.
+                np.testing.assert_allclose(row[key], value, rtol=1e-2)
     assert [row["step"] for row in rows(workdir)] == [row["step"] for row in expected["history"]]
 
 
