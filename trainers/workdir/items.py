@@ -14,6 +14,7 @@ from trainers.step import average
 from trainers.step.state import State
 
 _SUMS, AVERAGE = "training.window.", "training.ema."
+_LOSS = {f"{_SUMS}loss", f"{_SUMS}weight"}  # of every run, whatever its metrics are
 _FORMER = "._applied.value", "._skipped.value"  # of stages up to 0.1.0, which count no more
 
 
@@ -74,8 +75,8 @@ def model_of(arrays: dict[str, Any]) -> dict[str, Any]:
 def taken_up(arrays: dict[str, Any], saved: dict[str, str]) -> dict[str, Any]:
     """Returns `arrays` without those that begin anew when a run goes on from a checkpoint.
 
-    Those are an average that the checkpoint lacks, and the sums since the last log where the
-    metrics are not the same: all of them, since they are of the same steps.
+    Those are an average that the checkpoint lacks, and the metrics' sums since the last log where
+    the metrics are not the same: all of them, since they are of the same steps. The loss's go on.
 
     Args:
         arrays: What `arrays_of` returned of the run's first state.
@@ -84,7 +85,7 @@ def taken_up(arrays: dict[str, Any], saved: dict[str, str]) -> dict[str, Any]:
     own = kinds(arrays)
     begins = {name for name in own.keys() - saved.keys() if name.startswith(AVERAGE)}
     if _of(own, _SUMS) != _of(saved, _SUMS):
-        begins |= _of(own, _SUMS).keys()
+        begins |= _of(own, _SUMS).keys() - _LOSS
     training = {n: x for n, x in arrays["training"].items() if f"training.{n}" not in begins}
     for name in _of(own, AVERAGE).keys() & saved.keys():  # kept in the parameters' dtype once
         path = name.removeprefix("training.")
