@@ -106,8 +106,9 @@ class Decoder:
 
     def with_all_columns(self, table: pa.Table) -> pa.Table:
         """Returns a table with each of the columns; all rows of one that it lacks are None."""
+        known = set(table.column_names)  # a list made anew, whenever it is asked for
         for name in self.features:
-            if name not in table.column_names:
+            if name not in known:
                 table = table.append_column(name, pa.nulls(len(table)))
         return table
 

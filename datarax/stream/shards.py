@@ -117,7 +117,7 @@ class TableShards:
         self._dataset, self._positions = dataset, positions_of(dataset)
         table = table_of(dataset)
         self._table = table if self._positions is None else without_views(table)
-        self._rows = max(1, min(READ_ROWS, READ_BYTES * len(table) // max(table.nbytes, 1)))
+        self._at_once = max(1, min(READ_ROWS, READ_BYTES * len(table) // max(table.nbytes, 1)))
         self._rows = len(dataset)
         self.features: datasets.Features | None = dataset.features
         self.length: int | None = self._rows
@@ -127,7 +127,7 @@ class TableShards:
         start, stop = self._bounds(shard)
         start = start if state is None else state
         while start < stop:
-            end = min(start + self._rows, stop)
+            end = min(start + self._at_once, stop)
             if self._positions is None:
                 yield rows_between(self._dataset, start, end), end
             else:
