@@ -73,7 +73,7 @@ class Loop:
 
     def __call__(self, state: Any, data: Any, start: int, stop: int) -> Any:
         """Returns the state after steps `start ... stop - 1`; `state` is donated."""
-        if jax.config.jax_disable_jit:  # as one sets it to look at each operation
+        if jax.config.jax_disable_jit:  # as one sets it to look at each operation  # pyright: ignore[reportAttributeAccessIssue]
             return self._eagerly(state, data, jnp.int32(start), jnp.int32(stop))
         program = self.program
         if not self.from_python:
