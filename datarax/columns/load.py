@@ -19,6 +19,7 @@ from datarax.columns.images import (
     one_by_one,
     pictures_a_row,
 )
+from datarax.columns.labels import expect_named
 from datarax.columns.nested import nested, parts
 from datarax.columns.numbers import dense
 from datarax.columns.objects import host_column, objects
@@ -77,7 +78,8 @@ def load_columns(
     Raises:
         TypeError: `dataset` is no `datasets.Dataset`.
         ValueError: The dataset is empty, a column of `include` does not exist or none is left, a
-            64-bit integer is out of range, or an image is damaged; it names column and row.
+            64-bit integer is out of range, a class label has no name, or an image is damaged; it
+            names column and row.
 
     Example:
         >>> columns = load_columns(datasets.Dataset.from_dict({"x": [1, 2, 3]}))
@@ -108,7 +110,9 @@ def load_columns(
         loaded = {path: _compact(column, whole) for path, column in loaded.items()}
     for leaf in leaves:
         if leaf.path not in loaded:
-            loaded[leaf.path] = _values(replace(leaf, rows=kept), scope)
+            leaf = replace(leaf, rows=kept)
+            expect_named(leaf)
+            loaded[leaf.path] = _values(leaf, scope)
 
     data = nested((leaf.path, loaded[leaf.path]) for leaf in leaves)
     return Columns(data, kept.length, len(damage), features)

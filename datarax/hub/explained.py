@@ -108,6 +108,12 @@ def cure(error: BaseException, file: str | None = None) -> str:
         return 'Its text is in another encoding: write download_kwargs={"encoding": "latin-1"}.'
     if type(error).__name__ == "ParserError":  # of pandas, which no part of this package imports
         return 'Repair the line, or leave such out: download_kwargs={"on_bad_lines": "skip"}.'
+    if "greater than configured num_classes" in text:
+        return (
+            "A label has no name: mend the names in the card, or declare them, "
+            'download_kwargs={"features": datasets.Features({...})}. HFStreamingSource names the '
+            "column and the row."
+        )
     if isinstance(error, pa.ArrowInvalid) and file and Path(file).suffix in (".parquet", ".arrow"):
         return "Repair or remove the file."
     return (

@@ -112,6 +112,8 @@ def load_split(
             builder, name, commit = builders.of_cache(name, asked, revision)
         else:
             builder, name, commit = builders.of_hub(name, options, revision)
+        if "features" not in kwargs:
+            parquet.note_other_names(builder, name)
         if streaming:
             parquet.narrow(builder, include, exclude)
             size = functools.partial(size_of, builder, split)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from pyarrow import csv
 
 from datarax.errors import chosen
 from datarax.hub.private import xopen
+from datarax.hub.secrets import redacted
+
+logger = getLogger(__name__)
 
 _SMALL = 1 << 20  # bytes of a file that may have no rows
 
@@ -107,14 +111,61 @@ def num_rows(builder: Any, split: str) -> int | None:
         return None  # reading the rows names the file that is torn
 
 
+def note_other_names(builder: Any, name: str) -> None:
+    """Logs a warning where a Parquet file names the classes of a column otherwise than its card.
+
+    Files on this machine are all looked at; of others the first, since each is a request.
+
+    Args:
+        builder: A builder whose features are those of the card.
+        name: The dataset's name, for the warning.
+    """
+    files = _files(builder)
+    claimed = _class_names(builder.info.features)
+    if builder.name != "parquet" or not claimed:
+        return
+    for file in files if all(map(os.path.isfile, files)) else files[:1]:
+        try:
+            stored = _schema(builder, file)
+        except pa.ArrowInvalid:
+            return  # reading the rows names the file that is torn
+        if not stored.metadata or b"huggingface" not in stored.metadata:
+            continue
+        own = _class_names(datasets.Features.from_arrow_schema(stored))
+        for column in own.keys() & claimed.keys():
+            if own[column] != claimed[column]:
+                logger.warning(
+                    "The card of %r names the classes of column %r %s, its file %s names them %s. "
+                    "The card's names are used: mend it, or declare the names, "
+                    'download_kwargs={"features": datasets.Features({...})}.',
+                    redacted(name),
+                    column,
+                    claimed[column],
+                    redacted(file),
+                    own[column],
+                )
+                return
+
+
+def _class_names(feature: Any, column: str = "") -> dict[str, list[str]]:
+    """Returns the names of the classes in features, by the column's path."""
+    if isinstance(feature, dict):
+        parts = (_class_names(part, f"{column}.{key}") for key, part in feature.items())
+        return {path: names for part in parts for path, names in part.items()}
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return _class_names(feature.feature, column)
+    is_named = isinstance(feature, datasets.ClassLabel) and feature.names
+    return {column.removeprefix("."): list(feature.names)} if is_named else {}
+
+
 def _files(builder: Any) -> list[str]:
     return [str(file) for files in (builder.config.data_files or {}).values() for file in files]
 
 
-def _schema(builder: Any) -> pa.Schema:
+def _schema(builder: Any, file: str | None = None) -> pa.Schema:
     options = datasets.DownloadConfig(
         token=builder.token, storage_options=builder.storage_options or {}
     )
-    file = _files(builder)[0]
+    file = _files(builder)[0] if file is None else file
     with xopen(file, "rb", download_config=options) as stream:
         return pq.read_schema(stream)

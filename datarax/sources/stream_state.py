@@ -176,6 +176,7 @@ class PositionedStreams(Source):
         self._expect_size(batch_size)
         block = read_block(self._streams, batches, batch_size)
         self._count(int(block.valid.sum()), block.skipped)
+        self._streams.note_length(self.label, ended=block.filled < batches)
         return block
 
     def begin_epoch(self) -> bool:

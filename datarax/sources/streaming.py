@@ -126,6 +126,7 @@ class StreamingSourceBase(PositionedStreams):
         self._expect_size(batch_size)
         taken, skipped = self._streams.take(batch_size)
         parts = [part for parts in taken for part in parts if length_of(part)]
+        self._streams.note_length(self.label, ended=not parts)
         if not parts:
             self._count(0, skipped)
             self._begin(self._streams.epoch + 1)
@@ -149,6 +150,7 @@ class StreamingSourceBase(PositionedStreams):
     def _next_record(self) -> dict[str, Any] | None:
         parts, skipped = self._streams.take_one()
         self._count(len(parts), skipped)
+        self._streams.note_length(self.label, ended=not parts)
         if not parts:
             self._begin(self._streams.epoch + 1)
             return None
@@ -192,6 +194,7 @@ class StreamingSourceBase(PositionedStreams):
             taken, bad = self._streams.take(step * _MORE)
             more = [part for parts in taken for part in parts if length_of(part)]
             if not more:
+                self._streams.note_length(self.label, ended=True)
                 break
             parts, skipped = parts + more, skipped + bad
         batch = joined(parts)

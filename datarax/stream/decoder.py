@@ -15,6 +15,7 @@ from datarax.columns.arrow import Column, Rows, cores, nulls
 from datarax.columns.host import object_array
 from datarax.columns.image_file import DamagedImage, converted, dimensions, open_image
 from datarax.columns.images import pictures
+from datarax.columns.labels import class_label, said_of, unnamed
 from datarax.columns.lists import fits, leaf_type
 from datarax.columns.nested import Path, at, nested
 from datarax.columns.objects import needs_decoding, python_rows
@@ -61,6 +62,9 @@ class Decoder:
         self.lazy = [spec for spec in self.specs if not spec.is_number]
         self.lazy_names = sorted({spec.path[0] for spec in self.lazy})
         self._numbers = [spec for spec in self.specs if spec.is_number]
+        self._labels = [
+            (spec, names) for spec in self.specs if (names := class_label(spec.feature))
+        ]
         paths = {spec.path[:n]: None for spec in self.specs for n in range(1, len(spec.path))}
         self._dicts = list(paths)  # nested columns, none of whose first rows is None
 
@@ -97,6 +101,9 @@ class Decoder:
             values = spec.of(table)
             columns[spec.path], bad = read_numbers(values, spec.shape, spec.dtype)
             faults |= {row: _unlike(spec, values, row) for row in bad.tolist()}
+        for spec, names in self._labels:
+            for row, label in unnamed(names, spec.of(table)).items():
+                faults.setdefault(row, Fault(spec.name, said_of(names, label, spec.path[0])))
         for path in self._dicts:
             values = at(table, path)
             if values.null_count:

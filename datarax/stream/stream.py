@@ -99,6 +99,11 @@ class Stream:
         return Mark(self._epoch, self._window, self._position, self._pending, self._taken)
 
     @property
+    def taken(self) -> int:
+        """How many records of the epoch were handed out."""
+        return self._taken
+
+    @property
     def bad_shards(self) -> int:
         """How many shards could not be read to their end."""
         return self._bad_before + (0 if self._reader is None else self._reader.bad)

@@ -1,6 +1,7 @@
 """The canonical streams that one process reads, epoch after epoch, in step with each other."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from datarax.stream.decoder import Decoder, Part, length_of
 from datarax.stream.open_shard import OpenShard, ReadPolicy
 from datarax.stream.shards import Shards
 from datarax.stream.stream import Mark, Stream
+
+logger = logging.getLogger(__name__)
 
 
 class Position(NamedTuple):
@@ -54,6 +57,7 @@ class Streams:
         self._streams = [Stream(shards, decoder, order, n, policy, opened) for n in self.numbers]
         self.epoch, self.turn = 0, 0
         self.started = False  # whether a record of this epoch was taken
+        self._told_length = False
 
     def fork(self, **changes: Any) -> "Streams":
         """Returns streams of the same shards at the start of epoch 0, with other arguments."""
@@ -134,6 +138,26 @@ class Streams:
                 self.started = True
                 return parts, skipped
         return [], skipped
+
+    def note_length(self, label: str, *, ended: bool) -> None:
+        """Logs a warning, once, where an epoch has another length than a card says.
+
+        Args:
+            label: The name of the source, for the warning.
+            ended: Whether the epoch is over.
+        """
+        length, taken = self.shards.length, sum(stream.taken for stream in self._streams)
+        if length is None or self._told_length or len(self.numbers) < self.order.streams:
+            return  # other processes read the rest of the rows
+        lacking = ended and taken < length and self.policy.on_bad_rows == "raise"
+        if taken > length or lacking:
+            self._told_length = True
+            logger.warning(
+                "%s has %d rows by its card, and its files give %s. The source's length and the "
+                "steps of an epoch follow the card: correct num_examples there, or give steps= "
+                "instead of epochs=.",
+                *(label, length, taken if ended else "more"),
+            )
 
     def close(self) -> None:
         """Closes all files."""

@@ -442,3 +442,26 @@ def test_three_thousand_columns_load_in_time_that_grows_with_their_number():
     seconds(10)
     few, many = (min(seconds(count) for _ in range(3)) for count in (300, 3000))
     assert many < 30 * few
+
+
+# --- class labels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("feature", "rows"),
+    [
+        (ClassLabel(names=["a", "b"]), [0, -1, 1, 7]),
+        (List(ClassLabel(names=["a", "b"])), [[0], [], [1, 1], [0, 7]]),
+        (List(ClassLabel(names=["a", "b"]), length=2), [[0, 0], [1, -1], [1, 1], [0, 7]]),
+        ({"inner": ClassLabel(names=["a", "b"])}, [{"inner": label} for label in (0, -1, 1, 7)]),
+    ],
+)
+def test_a_label_without_a_name_is_an_error(feature, rows):
+    declared = Features(y=feature)
+    table = pa.table({"y": pa.array(rows, declared.arrow_schema.field("y").type)})
+    dataset = datasets.Dataset(table, datasets.DatasetInfo(features=declared))
+    assert load_columns(dataset.select([0, 1, 2])).length == 3
+    with pytest.raises(ValueError, match=r"column 'y.*', row 3: found the label 7, and the class"):
+        load_columns(dataset)
+    with pytest.raises(ValueError, match=r"row 1: found the label 7"):
+        load_columns(dataset.select([2, 3]))

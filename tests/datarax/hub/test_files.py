@@ -252,6 +252,80 @@ def test_a_card_that_counts_files_of_json_wrong(tmp_path):
     assert stream.collect_to_array()["x"].tolist() == [1, 2]
 
 
+def test_a_stream_of_another_length_than_its_card_says_so(tmp_path, caplog):
+    for count, given in ((1, "more"), (3, "2")):
+        card = CARD.replace(b"num_examples: 1", b"num_examples: %d" % count)
+        written(tmp_path, **{"README.md": card, "data/train-0.jsonl": JSON})
+        config = HFStreamingConfig(name=tmp_path, split="train", streaming=True)
+        for read in (
+            lambda source: source.collect_to_array(),
+            lambda source: [source.get_batch(2), source.get_batch(2)],
+            lambda source: list(source),
+            lambda source: source.read_batches(4, 1),
+        ):
+            source = HFStreamingSource(config)
+            assert len(source) == count
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "datarax"):
+                read(source)
+            assert caplog.text.count(f"has {count} rows by its card, and its files give") == 1
+            assert given in caplog.text or "give 2" in caplog.text
+
+
+def test_a_card_that_counts_right_is_not_mentioned(tmp_path, caplog):
+    card = CARD.replace(b"num_examples: 1", b"num_examples: 2")
+    written(tmp_path, **{"README.md": card, "data/train-0.jsonl": JSON})
+    source = HFStreamingSource(HFStreamingConfig(name=tmp_path, split="train", streaming=True))
+    with caplog.at_level(logging.WARNING, "datarax"):
+        assert len(list(source)) == len(list(source)) == 2
+        source.collect_to_array()
+    assert not caplog.text
+
+
+NAMED = b"""---
+dataset_info:
+  features: [{name: y, dtype: {class_label: {names: {'0': cat, '1': dog}}}}]
+---
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [
+        ("data/train.parquet", parquet(y=[0, 1, -1, 2])),
+        ("data/train.csv", b"y\n0\n1\n-1\n2\n"),
+        ("data/train.jsonl", b'{"y": 0}\n{"y": 1}\n{"y": -1}\n{"y": 2}\n'),
+    ],
+)
+def test_a_label_that_the_card_does_not_name_is_an_error(tmp_path, file, rows):
+    folder = written(tmp_path, **{"README.md": NAMED, file: rows})
+    stream = HFStreamingSource(HFStreamingConfig(name=folder, split="train", streaming=True))
+    assert stream.get_batch(1)["y"].tolist() == [0]
+    place = rf"column 'y', row 3 of .*{Path(file).name}: found the label 2, and the class labels"
+    with pytest.raises(ValueError, match=place + r" are 0 to 1 \('cat', 'dog'\)"):
+        stream.get_batch(4)
+    with pytest.raises((ValueError, datasets.exceptions.DatasetGenerationError)) as error:
+        HFEagerSource(HFEagerConfig(name=folder, split="train"))
+    told = "column 'y', row 3: found the label 2" in str(error.value)
+    assert told or "A label has no name: mend the names in the card" in str(error.value)
+
+
+def test_names_of_classes_that_a_file_has_otherwise_than_the_card_are_said(tmp_path, caplog):
+    folder = written(tmp_path / "rows", **{"README.md": NAMED})
+    features = datasets.Features(y=datasets.ClassLabel(names=["dog", "cat"]))
+    datasets.Dataset.from_dict({"y": [0, 1]}, features).to_parquet(folder / "train.parquet")
+    said = "the classes of column 'y' ['cat', 'dog'], its file"
+    with caplog.at_level(logging.WARNING, "datarax"):
+        stream = HFStreamingSource(HFStreamingConfig(name=folder, split="train", streaming=True))
+        assert caplog.text.count(said) == 1
+        source = HFEagerSource(HFEagerConfig(name=folder, split="train"))
+        assert caplog.text.count(said) == 2
+        declared = {"download_kwargs": {"features": features}}
+        HFStreamingSource(HFStreamingConfig(name=folder, split="train", streaming=True, **declared))
+    assert caplog.text.count(said) == 2
+    assert stream.features["y"].names == source.features["y"].names == ["cat", "dog"]
+
+
 # --- splits by the names of files -----------------------------------------------------------------
 
 
