@@ -30,16 +30,40 @@ def samples(feature: datasets.Audio, value: dict[str, Any]) -> np.ndarray:
         DamagedSound: The file is no sound, cut off, or missing.
         ImportError: soundfile is not installed.
     """
+    return decoded(feature, value)[0]
+
+
+def soundfile() -> Any:
+    """Returns the module `soundfile`; raises `ImportError` that says what to install."""
     try:
         import soundfile
-        from scipy.signal import resample_poly
     except ImportError as error:
         raise ImportError("Reading sounds needs soundfile: pip install datarax[audio]") from error
+    return soundfile
+
+
+def decoded(
+    feature: datasets.Audio, value: dict[str, Any], tokens: dict[str, Any] | None = None
+) -> tuple[np.ndarray, int]:
+    """Returns what `samples` returns, and the sampling rate.
+
+    Args:
+        feature: See `samples`.
+        value: See `samples`.
+        tokens: The Hub's tokens, by repository, for a file behind a URL.
+    """
+    reader = soundfile()
+    from scipy.signal import resample_poly  # JAX depends on SciPy
+
     encoded, path = value["bytes"], value["path"]
     try:
-        opened: Any = xopen(path, "rb") if encoded is None else BytesIO(encoded)
+        opened: Any = BytesIO(encoded)
+        if encoded is None:
+            token = next((token for repo, token in (tokens or {}).items() if repo in path), None)
+            config = datasets.DownloadConfig(token=token)
+            opened = xopen(path, "rb", download_config=config)
         with opened as file:
-            read, rate = soundfile.read(file, dtype="float32", always_2d=True)
+            read, rate = reader.read(file, dtype="float32", always_2d=True)
     except (OSError, RuntimeError, TypeError) as error:  # soundfile's own are RuntimeErrors
         raise DamagedSound(f"{type(error).__name__}: {error}") from error
     sound = _with_channels(read.T, feature.num_channels)
@@ -48,7 +72,7 @@ def samples(feature: datasets.Audio, value: dict[str, Any]) -> np.ndarray:
         common = gcd(wanted, rate)
         sound = resample_poly(sound, wanted // common, rate // common, axis=1)
     sound = np.ascontiguousarray(sound, np.float32)
-    return sound[0] if len(sound) == 1 else sound
+    return sound[0] if len(sound) == 1 else sound, wanted
 
 
 def _with_channels(sound: np.ndarray, channels: int | None) -> np.ndarray:

@@ -124,5 +124,15 @@ def cure(error: BaseException, file: str | None = None) -> str:
 
 
 def _package(text: str) -> str:
-    known = ("zstandard", "lz4", "py7zr", "rarfile", "h5py", "nibabel", "pdfplumber", "soundfile")
+    known = (
+        "zstandard",
+        "lz4",
+        "py7zr",
+        "rarfile",
+        "h5py",
+        "nibabel",
+        "pdfplumber",
+        "soundfile",
+        "torchcodec",
+    )
     return "pip install " + next((name for name in known if name in text.lower()), "it, as it says")

@@ -1,9 +1,10 @@
-"""Copies of a `datasets.IterableDataset` to read: they decode no picture and cast no row away.
+"""Copies of a `datasets.IterableDataset` to read: they decode no file and cast no row away.
 
 Private names of `datasets.iterable_dataset` are in this file and in `datarax.stream.steps`.
 """
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,7 +27,10 @@ from datarax.hub.private import require_decoding
 from datarax.stream.encoder import MISFITS, fitted
 from datarax.stream.pictures import opened
 from datarax.stream.shards import UsersError
-from datarax.stream.steps import Step
+from datarax.stream.sounds import Sound
+from datarax.stream.steps import Step, gives_tables
+
+File = datasets.Image | datasets.Audio
 
 
 def copied(
@@ -113,7 +117,7 @@ def _copied(step: Step) -> Step:
         if not _is_decode(step):
             step.function = _users(step.function)
         elif _opens_all(step.features):
-            step.function = _Opener(_pictures(step.features), {})
+            step.function = _Opener(_files(step.features), {})
     if type(step) is FormattedExamplesIterable and _decodes(step):
         return _Undecoded(step, datasets.Features(step.features or {}))
     return step
@@ -126,24 +130,24 @@ def _is_decode(step: MappedExamplesIterable) -> bool:
 
 
 def _decodes(step: FormattedExamplesIterable) -> bool:
-    """Returns whether a step decodes pictures for a function that takes them as Pillow images."""
+    """Returns whether a step decodes pictures or sounds for a function that takes them decoded."""
     tensors = step.formatting and step.formatting.is_tensor
-    return bool(step.features and _pictures(step.features)) and not (
+    return bool(step.features and _files(step.features)) and not (
         tensors or step.ex_iterable.is_typed
     )
 
 
 def _opens_all(features: datasets.Features | None) -> bool:
     features = features or datasets.Features()
-    return set(_pictures(features)) == {n for n, f in features.items() if require_decoding(f)}
+    return set(_files(features)) == {n for n, f in features.items() if require_decoding(f)}
 
 
 class _Undecoded(FormattedExamplesIterable):
-    """The step that decodes rows for a function: it opens pictures, and decodes what it must."""
+    """The step that decodes rows for a function: it opens files, and decodes what it must."""
 
     def __init__(self, step: FormattedExamplesIterable, features: datasets.Features):
-        pictures = _pictures(features)
-        raw = {name: datasets.Image(mode=f.mode, decode=False) for name, f in pictures.items()}
+        files = _files(features)
+        raw = {name: dataclasses.replace(file, decode=False) for name, file in files.items()}
         super().__init__(
             step.ex_iterable,
             step.formatting,
@@ -152,7 +156,7 @@ class _Undecoded(FormattedExamplesIterable):
             step.force_convert_to_python,
         )
         self._declared = features
-        self._open = _Opener(pictures, step.token_per_repo_id)
+        self._open = _Opener(files, step.token_per_repo_id)
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         for key, example in super().__iter__():
@@ -163,22 +167,28 @@ class _Undecoded(FormattedExamplesIterable):
 
 
 class _Opener:
-    """Opens the pictures of a row."""
+    """Opens the pictures and sounds of a row."""
 
-    def __init__(self, pictures: dict[str, datasets.Image], tokens: dict[str, Any]):
-        self._pictures, self._tokens = pictures, tokens
+    def __init__(self, files: dict[str, File], tokens: dict[str, Any]):
+        self._files, self._tokens = files, tokens
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         found = {
-            name: opened(feature, example[name], self._tokens)
-            for name, feature in self._pictures.items()
+            name: self._opened(feature, example[name])
+            for name, feature in self._files.items()
             if isinstance(example.get(name), dict)
         }
         return {**example, **found}
 
+    def _opened(self, feature: File, stored: dict[str, Any]) -> Any:
+        if isinstance(feature, datasets.Audio):
+            return Sound(feature, stored, self._tokens)
+        return opened(feature, stored, self._tokens)
 
-def _pictures(features: datasets.Features | None) -> dict[str, datasets.Image]:
-    return {n: f for n, f in (features or {}).items() if isinstance(f, datasets.Image) and f.decode}
+
+def _files(features: datasets.Features | None) -> dict[str, File]:
+    kinds = datasets.Image, datasets.Audio
+    return {n: f for n, f in (features or {}).items() if isinstance(f, kinds) and f.decode}
 
 
 def _users(function: Callable) -> Callable:
@@ -223,3 +233,15 @@ class Examples:
     def state(self) -> dict[str, Any]:
         """Returns the position after the last row, JSON-able."""
         return self._step.state_dict()
+
+
+def column_names(dataset: datasets.IterableDataset) -> list[str]:
+    """Returns the names of a dataset's columns, those of the first rows where none are declared."""
+    if dataset.features is not None:
+        return list(dataset.features)
+    if gives_tables(dataset):
+        return list(dataset.with_format(None)._head())
+    try:
+        return list(next(Examples(copied(dataset, 0, as_tables=False, features=None), None)))
+    except UsersError as error:
+        raise error.error from error.error.__cause__

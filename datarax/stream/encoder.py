@@ -1,6 +1,7 @@
 """Rows that Python makes become Arrow tables, by one set of features."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -19,6 +20,7 @@ from datarax.hub.private import (
 )
 from datarax.stream.pictures import stored_of
 from datarax.stream.shards import Unfit
+from datarax.stream.sounds import Sound, stored_samples
 
 Row = dict[str, Any]
 
@@ -169,12 +171,25 @@ def _stored(feature: Any, value: Any) -> Any:
         return None  # `datasets` gives nan for a None among arrays of many lengths
     is_file = isinstance(value, dict) and value.keys() == {"bytes", "path"}
     if is_file and not isinstance(feature, dict):
-        return value  # the encoder of sound would ask for torchcodec first
+        return value
+    if isinstance(feature, datasets.Audio) and value is not None:
+        return _stored_sound(value)
     if isinstance(feature, dict) and isinstance(value, dict):
         return {key: _stored(part, value.get(key)) for key, part in feature.items()}
     if isinstance(feature, (datasets.List, datasets.LargeList)) and not _is_plain(feature):
         return None if value is None else [_stored(feature.feature, item) for item in value]
     return encode_nested_example(feature, value, level=1)
+
+
+def _stored_sound(value: Any) -> Any:
+    """Returns a sound as `Audio.encode_example` would, which asks for torchcodec first."""
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": bytes(value), "path": None}
+    if isinstance(value, (str, Path)):
+        return {"bytes": None, "path": str(value)}
+    if isinstance(value, dict) and value.get("array") is not None:
+        return stored_samples(value)
+    return datasets.Audio().encode_example(value)
 
 
 def _is_truncated(values: list[Any], feature: Any) -> bool:
@@ -188,21 +203,27 @@ def _is_truncated(values: list[Any], feature: Any) -> bool:
 
 
 def _with_files(value: Any) -> Any:
-    """Returns a value with files of the pictures in it."""
+    """Returns a value with files of the pictures and sounds in it."""
     if isinstance(value, PIL.Image.Image):
         return stored_of(value)
+    if isinstance(value, Sound):
+        return value.stored
     if isinstance(value, dict):
         return {key: _with_files(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and _first(value, (PIL.Image.Image, dict, list, tuple)):
+    if isinstance(value, (list, tuple)) and _first(
+        value, (PIL.Image.Image, Sound, dict, list, tuple)
+    ):
         return [_with_files(item) for item in value]
     return value
 
 
 def _pictured(values: Sequence[Any]) -> Any:
-    """Returns the feature of values that hold pictures, None for others."""
+    """Returns the feature of values that hold pictures or sounds, None for others."""
     first = next((v for v in values if v is not None and not _is_empty(v)), None)
     if isinstance(first, PIL.Image.Image):
         return datasets.Image()
+    if isinstance(first, Sound):
+        return first.feature
     if isinstance(first, (list, tuple)):
         inner = _pictured(first)
         return None if inner is None else datasets.List(inner)
@@ -239,6 +260,8 @@ def _may_be(feature: Any, values: Sequence[Any]) -> bool:
         return all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values)
     if isinstance(feature, datasets.Image):
         return all(isinstance(v, PIL.Image.Image) for v in values) or not feature.decode
+    if isinstance(feature, datasets.Audio):
+        return all(isinstance(v, Sound) for v in values) or not feature.decode
     # Lists of lists are all that Arrow must know of an array.
     return not isinstance(feature, _ARRAYS)
 

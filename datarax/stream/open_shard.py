@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from datarax.hub import network
+from datarax.hub.explained import cure
 from datarax.stream.shards import Shards, Unfit, UsersError, unfit
 from datarax.stream.window import Slice, Table
 
@@ -120,6 +121,8 @@ class OpenShard:
                     error = error.error
                 if isinstance(error, Unfit):
                     raise unfit(error, row, self._shards.label(self.shard)) from error
+                if isinstance(error, ImportError):  # no bad row: all rows of its kind fail alike
+                    raise self._error(ImportError, row, f"{said(error)}. {cure(error)}") from error
                 if network.is_refusal(error):
                     raise self._error(refusal_of(error), row, said(error)) from error
                 if not network.is_transient(error):

@@ -113,10 +113,3 @@ def files(source: Step) -> list[str] | None:
         file if group is None else f"{file} (row group {', '.join(map(str, group))})"
         for file, group in zip(found, groups, strict=False)
     ]
-
-
-def column_names(dataset: datasets.IterableDataset) -> list[str]:
-    """Returns the names of a dataset's columns, those of the first rows where none are declared."""
-    if dataset.features is not None:
-        return list(dataset.features)
-    return list(dataset.with_format(None)._head())

@@ -14,9 +14,9 @@ from datarax.sources.hf_source import split as splits
 from datarax.sources.hf_source.config import HFStreamingConfig
 from datarax.sources.hf_source.split import HFSource, LoadedSplit, fields_of
 from datarax.sources.streaming import StreamingSourceBase
+from datarax.stream.copies import column_names
 from datarax.stream.iterable import IterableShards
 from datarax.stream.shards import Shards, TableShards
-from datarax.stream.steps import column_names
 
 _HUB_TIMEOUT = 120.0
 

@@ -90,3 +90,102 @@ def test_without_soundfile_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(ImportError, match=r"pip install datarax\[audio\]"):
         column[0]
+
+
+# --- mapped and filtered rows ---------------------------------------------------------------------
+
+
+def sounds(feature=None):
+    """Four sounds of 2,000, 3,000, ... samples, as a stream of rows."""
+    values = [encoded(tone(seconds=seconds)) for seconds in (0.25, 0.375, 0.5, 0.625)]
+    return dataset(values, feature).add_column("y", [0, 1, 2, 3]).to_iterable_dataset()
+
+
+LENGTH = {"n": datasets.Value("int64")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.map(lambda row: {"n": len(row["audio"]["array"])}),
+        lambda s: s.map(lambda row: {"n": row["y"]}).map(
+            lambda row: {"n": row["audio"]["array"].size}
+        ),
+        lambda s: s.map(lambda row: {"n": [len(a["array"]) for a in row["audio"]]}, batched=True),
+        lambda s: s.map(
+            lambda row: {"n": len(row["audio"]["array"])},
+            features=datasets.Features({**s.features, **LENGTH}),
+        ),
+        lambda s: s.map(lambda audio: {"n": len(audio["array"])}, input_columns="audio"),
+        lambda s: s.filter(lambda row: row["audio"]["sampling_rate"] == 8000).map(
+            lambda row: {"n": len(row["audio"]["array"])}
+        ),
+    ],
+)
+def test_functions_see_sounds_and_rows_keep_them(change):
+    batch = HFStreamingSource.from_dataset(change(sounds())).get_batch(4)
+    assert batch["n"].tolist() == [2000, 3000, 4000, 5000]
+    expected = HFStreamingSource.from_dataset(sounds()).get_batch(4)["audio"]
+    for found, sound in zip(batch["audio"], expected, strict=True):
+        np.testing.assert_array_equal(found, sound)
+
+
+def test_a_function_that_does_not_look_at_a_sound_decodes_none(monkeypatch):
+    stream = sounds().map(lambda row: {"z": row["y"] + 1}).filter(lambda row: row["z"] > 2)
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    source = HFStreamingSource.from_dataset(stream, exclude_keys={"audio"})
+    assert source.get_batch(4)["z"].tolist() == [3, 4]
+
+
+def test_a_sound_in_a_row_is_what_datasets_gives():
+    stereo = encoded(tone(channels=2))
+    seen = []
+    stream = dataset([stereo], datasets.Audio(sampling_rate=16000)).to_iterable_dataset()
+    HFStreamingSource.from_dataset(stream.map(lambda row: seen.append(row["audio"]) or {"y": 1}))
+    (sound, *_) = seen
+    assert set(sound) == {"array", "path", "sampling_rate"}
+    assert len(sound) == 3
+    assert (sound["sampling_rate"], sound["path"]) == (16000, None)
+    assert (sound["array"].shape, sound["array"].dtype) == ((8000,), np.float32)
+    assert repr(sound) == "Sound(path='None')"
+    with pytest.raises(KeyError):
+        sound["samples"]
+    with pytest.raises(AttributeError, match="has the keys 'path', 'array', 'sampling_rate'"):
+        sound.samples  # noqa: B018
+    if not datasets.config.TORCHCODEC_AVAILABLE:
+        with pytest.raises(ImportError, match=r"pip install torchcodec; sound\['array'\]"):
+            sound.get_all_samples()
+
+
+def test_samples_that_a_function_returns_are_kept_exactly():
+    def halved(row):
+        return {"audio": {"array": row["audio"]["array"][::2] / 2, "sampling_rate": 4000}}
+
+    stream = sounds()
+    batch = HFStreamingSource.from_dataset(stream.map(halved, features=stream.features)).get_batch(
+        4
+    )
+    for found, sound in zip(
+        batch["audio"], HFStreamingSource.from_dataset(stream).get_batch(4)["audio"], strict=True
+    ):
+        np.testing.assert_array_equal(found, sound[::2] / 2)
+
+
+def test_sounds_under_another_name_and_in_lists():
+    stream = sounds().map(
+        lambda row: {"b": row["audio"], "c": [row["audio"]] * 2}, remove_columns="audio"
+    )
+    source = HFStreamingSource.from_dataset(stream)
+    assert source.features["b"] == datasets.Audio()
+    assert source.features["c"] == datasets.List(datasets.Audio())
+    batch = source.get_batch(2)
+    assert [len(sound) for sound in batch["b"]] == [2000, 3000]
+    assert [[len(sound) for sound in both] for both in batch["c"]] == [[2000] * 2, [3000] * 2]
+
+
+def test_without_soundfile_a_mapped_row_names_the_extra(monkeypatch):
+    stream = sounds().map(lambda row: {"n": len(row["audio"]["array"])})
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    for on_bad_rows in ("raise", "skip"):
+        with pytest.raises(ImportError, match=r"pip install datarax\[audio\]"):
+            HFStreamingSource.from_dataset(stream, on_bad_rows=on_bad_rows)

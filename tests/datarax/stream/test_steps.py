@@ -128,8 +128,8 @@ def test_threads_that_decode_are_known_in_each_shard():
 
 
 def test_names_of_columns():
-    assert steps.column_names(stream()) == ["x"]
-    assert steps.column_names(stream().map(lambda row: {"y": row["x"]})) == ["x", "y"]
+    assert copies.column_names(stream()) == ["x"]
+    assert copies.column_names(stream().map(lambda row: {"y": row["x"]})) == ["x", "y"]
     assert steps.known_features(steps.chain(stream().map(lambda row: row))) == stream().features
 
 
