@@ -82,8 +82,9 @@ class Fit:
                 with self.clock.spent("compiling"), self._progress.patience("Compiling ..."):
                     self._compile(loop)
             diverged.forget(plan.workdir)
+            feed = plan.batches.feed(run.step, run.data_start, data_state, run.rows_seen)
             with (
-                contextlib.closing(plan.batches.feed(run.step, run.data_start, data_state)) as feed,
+                contextlib.closing(feed),
                 contextlib.closing(Profile(plan.profile, plan.workdir)) as profile,
                 contextlib.closing(writers_of(plan, run, self.clock)) as writers,
                 contextlib.closing(self._progress),
@@ -160,7 +161,7 @@ class Fit:
             # 5. Where nothing but a log was due before the chunk, it is done now that the chunk is
             #    sent off, so that the devices do not wait for it. Both are within two seconds then.
             self.state, finite = pending.settled(self.state)
-            taken, run.step = stop - run.step, stop
+            taken, run.step, run.rows_seen = stop - run.step, stop, feed.rows_at(stop)
             with self._saved_before_raising(feed, watch):
                 run.moves_to(stop, feed.epoch_at(stop))
             if plan.end.epochs is not None and run.epoch >= plan.end.epochs:
@@ -259,7 +260,7 @@ class Fit:
             return True
         found, self.state, self._rewound = found
         run.step, run.reported = found.step, min(found.step, run.reported)
-        run.epoch = found.epoch
+        run.epoch, run.rows_seen = found.epoch, found.rows_seen
         run.history[:] = [row for row in run.history if row["step"] <= run.step]
         diverged.note(plan.workdir, found)
         self._say(found)

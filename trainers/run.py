@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from flax import nnx
 
+PLACE = "step", "epoch", "rows_seen", "tokens_seen"
+"""What a row of the history tells of where the run stands; the rest of it are metrics."""
+
 Status = Literal["finished", "stopped", "preempted", "diverged"]
 
 
@@ -21,6 +24,7 @@ class Run:
         steps: Number of steps of the whole run; None while nobody knows how long a stream's epochs
             are.
         epoch: Number of finished epochs, with the fraction where an epoch's length is known.
+        rows_seen: Number of records that counted in the finished steps.
         history: One dict a log, in order; a callback may add to the last.
         reported: The last step whose log, evaluation and callbacks are done.
         stopped: Whether a callback has stopped the run.
@@ -38,6 +42,7 @@ class Run:
         self.step = 0
         self.steps = steps
         self.epoch = 0.0
+        self.rows_seen = 0
         self.history: list[dict[str, Any]] = []
         self.reported = 0
         self.stopped = False
@@ -49,7 +54,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         """The last value of every metric so far."""
-        return {k: v for row in self.history for k, v in row.items() if k not in ("step", "epoch")}
+        return {k: v for row in self.history for k, v in row.items() if k not in PLACE}
 
     def best(self, of: tuple[str, str] | None) -> tuple[int, float] | None:
         """Returns the step and the value of a metric's best evaluation so far.
@@ -85,7 +90,8 @@ class Run:
             values: Numbers by name, such as `{"train/learning_rate": 1e-3}`.
         """
         if not self.history or self.history[-1]["step"] != self.step:
-            self.history.append({"step": self.step, "epoch": self.epoch})
+            place = {"step": self.step, "epoch": self.epoch, "rows_seen": self.rows_seen}
+            self.history.append(place)
         self.history[-1].update(values)
 
     def forget_report(self) -> None:
@@ -105,6 +111,7 @@ class Run:
     def takes(self, other: "Run") -> None:
         """Takes over where another run stands, and its history."""
         self.step, self.epoch, self.reported = other.step, other.epoch, other.reported
+        self.rows_seen = other.rows_seen
         self.data_start, self.epoch_start = other.data_start, other.epoch_start
         self.history[:], self.stopped = other.history, other.stopped
 
@@ -133,7 +140,8 @@ class Result:
         model: The trained model: the one that was given, trained in place.
         ema: A model with the moving average of the parameters, or None.
         metrics: The last value of every metric, such as `train/loss` and `eval/accuracy`.
-        history: One dict a log, in order, each with its `step` and `epoch`.
+        history: One dict a log, in order, each with its `step`, `epoch` and `rows_seen`, and where
+            there is a loss a token, `tokens_seen`, the sum of their weights so far.
         best: `(step, value)` of the best evaluation where one is asked for, else None.
         status: How the run ended.
     """

@@ -32,6 +32,10 @@ class Feed:
         """Returns the epochs finished after `t` steps, with the fraction where it is known."""
         raise NotImplementedError
 
+    def rows_at(self, t: int) -> int:
+        """Returns the number of records that counted in `t` steps, from the run's first on."""
+        raise NotImplementedError
+
     def records(self, t: int) -> np.ndarray:
         """Returns the number of each record of batch `t`, int32 of shape `(batch_size,)`.
 
@@ -93,19 +97,33 @@ class Batches:
         """The data to trace the program with: arrays, or their shapes and dtypes."""
         raise NotImplementedError
 
-    def feed(self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None) -> Feed:
+    def feed(
+        self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None, rows: int = 0
+    ) -> Feed:
         """Returns the feed that gives a run its data.
 
         Args:
             t: The next step.
             first: The step that begins with batch 0.
             state: The source's state before step `t`; None: the start of epoch 0.
+            rows: Number of records that counted before step `t`.
         """
         raise NotImplementedError
 
     def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
         """Yields data, and the first step and the end of the steps that it serves, of one epoch."""
         raise NotImplementedError
+
+    def counted(self, t: int) -> int:
+        """Returns how many records count in the first `t` batches, as far as arithmetic tells.
+
+        Of a stream whose length is not known each batch is taken for a full one.
+        """
+        if self.length is None or self.steps_per_epoch is None:
+            return t * self.batch_size
+        epoch, step = divmod(t, self.steps_per_epoch)
+        whole = min(self.length, self.steps_per_epoch * self.batch_size)
+        return epoch * whole + min(step * self.batch_size, whole)
 
     def check(self, state: dict[str, Any]) -> None:
         """Raises `ValueError` unless `state` is of this data in this order."""

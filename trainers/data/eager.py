@@ -47,9 +47,11 @@ class EagerBatches(Batches):
             {n: c for n, c in columns.items() if isinstance(c, HostColumn)}
         )
 
-    def feed(self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None) -> "EagerFeed":
+    def feed(
+        self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None, rows: int = 0
+    ) -> "EagerFeed":
         """Returns the feed of a run; see `Batches.feed`. The state follows from `t`."""
-        return EagerFeed(self, first)
+        return EagerFeed(self, first, rows - self.counted(t - first))
 
     def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
         """Yields data, and the first step and the end of the steps that it serves, of one epoch."""
@@ -111,10 +113,11 @@ class EagerFeed(Feed):
     Args:
         batches: The batches.
         first: The step that begins with batch 0.
+        rows: Number of records that counted before it.
     """
 
-    def __init__(self, batches: EagerBatches, first: int):
-        self._batches, self._first = batches, first
+    def __init__(self, batches: EagerBatches, first: int, rows: int):
+        self._batches, self._first, self._rows = batches, first, rows
         self._data = batches.data_from(first)
 
     def block(self, t: int) -> tuple[Any, int]:
@@ -128,6 +131,10 @@ class EagerFeed(Feed):
     def epoch_at(self, t: int) -> float:
         """Returns how many epochs are finished after `t` steps, with the fraction."""
         return t / self._batches.steps_per_epoch
+
+    def rows_at(self, t: int) -> int:
+        """Returns the number of records that counted in `t` steps."""
+        return self._rows + self._batches.counted(t - self._first)
 
     def records(self, t: int) -> np.ndarray:
         """Returns which records of the source batch `t` holds, int32 of shape `(batch_size,)`."""

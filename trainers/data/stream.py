@@ -68,9 +68,11 @@ class StreamBatches(Batches):
         record = self._record, np.zeros((), bool), np.uint32(0)
         return *jax.tree.map(stacked, record), np.uint32(0), self.key, np.int32(0)
 
-    def feed(self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None) -> "StreamFeed":
+    def feed(
+        self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None, rows: int = 0
+    ) -> "StreamFeed":
         """Returns the feed of a run; see `Batches.feed`. `first` follows from the state."""
-        return StreamFeed(self, t, state)
+        return StreamFeed(self, t, state, rows)
 
     def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
         """Yields data, and the first step and the end of the steps that it serves, of one epoch."""
@@ -155,13 +157,14 @@ class StreamFeed(Feed):
         batches: The batches.
         t: The next step.
         state: The source's state before it; None: the start of epoch 0.
+        rows: Number of records that counted before it.
 
     Attributes:
         epoch: The epoch of the block that was handed over last.
     """
 
-    def __init__(self, batches: StreamBatches, t: int, state: dict[str, Any] | None):
-        self._batches = batches
+    def __init__(self, batches: StreamBatches, t: int, state: dict[str, Any] | None, rows: int):
+        self._batches, self._rows = batches, rows
         self.epoch, self._index = (0, 0) if state is None else (state["epoch"], state["index"])
         self._blocks = batches.blocks(state)
         self._block: Block | None = None
@@ -188,6 +191,12 @@ class StreamFeed(Feed):
         # One quotient, rounded once, so that it is the one of eager data to the last bit.
         return block.epoch if length is None else (block.epoch * length + index) / length
 
+    def rows_at(self, t: int) -> int:
+        """Returns the number of records that counted in `t` steps; nothing is read for it."""
+        if self._block is None:
+            return self._rows
+        return self._rows + int(self._block.counts[: t - self._start].sum())
+
     def records(self, t: int) -> np.ndarray:
         """Returns the number of each record of batch `t`; see `Feed.records`."""
         block = self._reach(t)
@@ -203,6 +212,7 @@ class StreamFeed(Feed):
             block = self._blocks.take()
             if self._block is not None:
                 self._start += self._block.filled
+                self._rows += int(self._block.counts[: self._block.filled].sum())
                 self._index += int(self._block.counts.sum())
             if block.epoch != self.epoch:
                 self.epoch, self._index = block.epoch, 0

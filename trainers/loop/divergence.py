@@ -36,6 +36,7 @@ class Divergence:
         records: The same records by their number in the source.
         first: The run's step that began with batch 0.
         epoch: Number of finished epochs there, with its fraction.
+        rows_seen: Number of records that counted before it.
     """
 
     step: int
@@ -45,6 +46,7 @@ class Divergence:
     records: list[int]
     first: int
     epoch: float
+    rows_seen: int = 0  # which notes up to 0.1.0 lack
 
     def __str__(self) -> str:
         pairs = zip(self.rows, self.records, strict=True)
@@ -201,8 +203,8 @@ def find(
     records = feed.records(step)[rows].tolist()
     rows = np.argsort(order)[rows].tolist()
     what = _WHAT[why].format(batch=batch)
-    epoch = float(feed.epoch_at(step))
-    return Divergence(step, batch, what, rows, records, first, epoch), state
+    place = float(feed.epoch_at(step)), feed.rows_at(step)
+    return Divergence(step, batch, what, rows, records, first, *place), state
 
 
 def _picked(rows):

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from trainers.run import PLACE
+
 _SECONDS_BETWEEN_LINES = 10
 _SECONDS_OF_SILENCE = 15
 _WIDTH = 120  # of a line where there is no terminal
@@ -73,7 +75,7 @@ class Progress:
 
     def report(self, row: Mapping[str, float]) -> None:
         """Shows a row of metrics; lines between evaluations are at least ten seconds apart."""
-        values = {name: value for name, value in row.items() if name not in ("step", "epoch")}
+        values = {name: value for name, value in row.items() if name not in PLACE}
         if not self._speaks or (self._bar is None and not self._is_due(row["step"], values)):
             return
         first = [name for name in self._order if name in values]

@@ -83,7 +83,7 @@ class Reporter:
         run, fetched = self._run, jax.device_get(window)
         if not math.isfinite(fetched.loss):
             return False
-        run.log(_prefixed("train/", fetched.compute()))
+        run.log(self._trained(fetched))
         run.reported = run.step
         self._write()
         return True
@@ -102,7 +102,7 @@ class Reporter:
 
     def _measured(self, state: State, log: bool, evaluate: bool) -> dict[str, float] | None:
         """Returns the metrics asked for, None where a signal came in between."""
-        row = _prefixed("train/", state.window.compute()) if log else {}
+        row = self._trained(jax.device_get(state.window)) if log else {}
         for name, evaluator in self._plan.evaluators.items() if evaluate else ():
             with self._clock.spent("evaluating"):
                 model = program.evaluated(self._plan, state)
@@ -110,6 +110,15 @@ class Reporter:
             if values is None:
                 return None
             row |= _prefixed(f"eval/{name}/" if name else "eval/", values)
+        return row
+
+    def _trained(self, window: Window) -> dict[str, float]:
+        """Returns what a window's sums, in host memory, tell of the steps since the last log."""
+        row = _prefixed("train/", window.compute())
+        if self._plan.task.has_tokens:
+            logs = reversed(self._run.history)
+            before = next((log["tokens_seen"] for log in logs if "tokens_seen" in log), 0.0)
+            row["tokens_seen"] = before + float(window.weight)
         return row
 
     def _write(self) -> None:

@@ -71,7 +71,7 @@ class Watch:
             What was found, the state before it and the source's state there; None where it was
             nothing: an infinity that a finite gradient left in the optimizer's state.
         """
-        feed = self._plan.batches.feed(self._step, self._first, self._data)
+        feed = self._plan.batches.feed(self._step, self._first, self._data, self._rows)
         with contextlib.closing(feed):
             found = find(self._plan, feed, self._snapshot, self._step, step, self._first)
             if found is not None:
@@ -84,12 +84,13 @@ class Watch:
             f"A loss is not finite in one of the batches {batch} to {step - self._first - 1}, and "
             "was when they were run again: the computation is not the same each time"
         )
-        found = Divergence(self._step, batch, what, [], [], self._first, self._epoch)
+        found = Divergence(self._step, batch, what, [], [], self._first, self._epoch, self._rows)
         return found, self._snapshot.restored(), self._data
 
     def _take(self, state: State, step: int, begun: float) -> None:
         self._snapshot, self._step = Snapshot(state), step
-        self._data, self._epoch = self._feed.state_at(step), self._run.epoch
+        self._data = self._feed.state_at(step)
+        self._epoch, self._rows = self._run.epoch, self._run.rows_seen
         self._taken = time.perf_counter()
         self._cost = self._taken - begun
 

@@ -14,7 +14,7 @@ from trainers.devices.variables import named
 from trainers.loop.clock import Clock
 from trainers.loop.plan import Plan, configuration
 from trainers.report import chart, page, samples
-from trainers.run import Run
+from trainers.run import PLACE, Run
 from trainers.writers import JsonLines, Writer, Writers
 
 _SHARE = 0.005  # of a run's time goes into its report, at most
@@ -90,6 +90,10 @@ class Report:
         if best is not None and plan.checkpoint.best is not None:
             name = plan.checkpoint.best[0]
             values[f"best {name}, step {best[0]:,}"] = _value(name, best[1])
+        last = self._run.history[-1] if self._run.history else {}
+        for name in PLACE[2:]:
+            if name in last:
+                values[name.replace("_", " ")] = f"{last[name]:,.0f}"
         if self._rates:
             values["examples/s"] = chart.number(self._rates[-1][1])
         values["since the start"] = tqdm.format_interval(self._clock.total)
@@ -104,7 +108,7 @@ class Report:
         charts: dict[str, dict[str, list]] = {}
         for row in self._run.history:
             for name, value in row.items():
-                if name not in ("step", "epoch") and isinstance(value, int | float):
+                if name not in PLACE and isinstance(value, int | float):
                     part, _, metric = name.partition("/")
                     charts.setdefault(metric or name, {}).setdefault(part, [])
                     charts[metric or name][part].append((row["step"], value))

@@ -29,6 +29,7 @@ class OwnLoss:
     Attributes:
         label: Column of the labels, or None.
         precision: As given.
+        has_tokens: Whether there is a loss a token, not a record; known once the loss is traced.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class OwnLoss:
         self.label = found[0] if len(found) == 1 else None
         self._loss, self._chosen, self.precision = loss, chosen, precision
         self._has_accuracy = False  # known once the loss is traced
+        self.has_tokens = False
 
     @property
     def name(self) -> str:
@@ -61,7 +63,9 @@ class OwnLoss:
 
         def loss(model: nnx.Module, batch: dict) -> Any:
             result = self._loss(model, batch)
-            outputs = result[1] if isinstance(result, tuple) and len(result) == 2 else {}
+            has_two = isinstance(result, tuple) and len(result) == 2
+            losses, outputs = result if has_two else (result, {})
+            self.has_tokens = isinstance(losses, jax.Array) and losses.ndim == 2
             self._has_accuracy = self._chosen is None and Found.fits(outputs)
             return result
 

@@ -32,6 +32,7 @@ class Task:
     Attributes:
         label: Column of the labels, or None.
         precision: As given.
+        has_tokens: Whether there is a loss a token, not a record; known once the model is traced.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Task:
         self._kind, self._call, self._chosen = kind, call, chosen
         self._inputs = call.described(columns.spec)
         self._outputs = ""  # known once the model is traced
+        self.has_tokens = False
 
     @property
     def name(self) -> str:
@@ -89,6 +91,7 @@ class Task:
             outputs = self._call(model, batch, training=seed is not None, key=key)
             self._outputs = f" {shape_of(outputs.shape[1:])}"
             losses, outputs = self._kind(outputs, batch)
+            self.has_tokens = losses.ndim == 2
             if classes is not None and extent is not None:
                 _expect_within(classes, extent, outputs["logits"].shape[-1])
             return losses, outputs

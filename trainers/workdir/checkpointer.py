@@ -109,6 +109,7 @@ class Checkpointer:
         run.step, run.reported, run.data_start = saved["step"], saved["reported"], start
         run.history[:], run.stopped = saved["history"], saved["stopped"]
         run.epoch, run.epoch_start = saved["epoch"], saved.get("epoch_start", 0)
+        run.rows_seen = saved.get("rows_seen", self._plan.batches.counted(run.step))
         self._saved = run.step, run.reported
         state = items.with_arrays(state, arrays, self._plan.update.wrt)
         self.save_best(run, state, data)  # it is missing, where the run was killed while writing it
@@ -280,6 +281,7 @@ class Checkpointer:
             "step": run.step,
             "epoch": run.epoch,
             "epoch_start": run.epoch_start,
+            "rows_seen": run.rows_seen,
             "reported": run.reported,
             "stopped": run.stopped,
             "first": run.data_start,  # its name since format 1

@@ -275,7 +275,7 @@ def test_what_differs_in_an_evaluation_is_named_on_every_process(two, kind):
 
 
 def test_a_callback_of_one_process_stops_all_or_fails_all(two):
-    expected = ["stopped", 6, ["epoch", "eval/loss", "step", "train/loss"]]
+    expected = ["stopped", 6, ["epoch", "eval/loss", "rows_seen", "step", "train/loss"]]
     assert two.results(worker.stopped) == [expected] * 2
     for what, error, words in (
         ("raises", "ZeroDivisionError", "in a callback"),
