@@ -69,6 +69,11 @@ def absent_of(columns: tuple[HostColumn, ...]) -> tuple[Absent, ...]:
     return tuple(column.absent for column in columns)
 
 
+def host_of(columns: dict[str, Any]) -> tuple[HostColumn, ...]:
+    """Returns the host columns, nested ones too."""
+    return tuple(node for node in jax.tree.leaves(columns, is_leaf=is_host) if is_host(node))
+
+
 def without_host(columns: dict[str, Any]) -> dict[str, Any]:
     """Returns the array columns."""
     return {

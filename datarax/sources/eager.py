@@ -17,6 +17,7 @@ from datarax.columns.rows import (
     common_length,
     gather,
     has_host,
+    host_of,
     with_host_rows,
     without_host,
 )
@@ -126,8 +127,7 @@ class EagerSourceBase(RandomAccessSource):
 
     def host_columns(self) -> tuple[HostColumn, ...]:
         """Returns the columns that are no arrays, nested ones too."""
-        nodes = jax.tree.leaves(self.columns, is_leaf=is_host)
-        return tuple(node for node in nodes if is_host(node))
+        return host_of(self.columns)
 
     def collect_to_array(self, sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
         """Returns all array columns, placed as `sharding` says.

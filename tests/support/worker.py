@@ -271,7 +271,10 @@ def evaluate_other(kind, what):
         source = Pipeline(source=source, stages=stages, batch_size=SIZE)
     elif what == "parameters":
         nnx.update(own.model, nnx.state(MLP(seed=int(other))))
-    getattr(own, kind)(source)
+    if kind == "predict":
+        own.predict(source, lambda model, batch: model(batch["x"]))
+    else:
+        own.evaluate(source)
 
 
 def _as_it_is(batch):

@@ -9,7 +9,6 @@ import numpy as np
 from flax import nnx
 
 from datarax import HostColumn, Pipeline
-from datarax.columns.rows import absent_of
 from datarax.order.canonical import with_shards, without_shards
 from datarax.order.epochs import steps_per_epoch
 from datarax.pipeline.graph import formed
@@ -85,7 +84,6 @@ class Batches:
         self.key = layout.replicate(pipeline.key.get_value())
         self._source, self._layout, self._drop_remainder = source, layout, drop_remainder
         self._graph, self.stages = nnx.split(pipeline.stages)
-        self._absent = absent_of(source.host_columns())
 
     @property
     def features(self) -> Mapping[str, Any]:

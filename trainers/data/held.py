@@ -10,7 +10,7 @@ import numpy as np
 
 from datarax import EagerSourceBase
 from datarax.columns.host import is_host
-from datarax.columns.rows import absent_of, gather, without_host
+from datarax.columns.rows import absent_of, gather, host_of, without_host
 from datarax.order.canonical import Deal
 from datarax.order.epochs import epoch_seed
 from trainers.devices.layout import Layout
@@ -90,7 +90,8 @@ class ShardedRows:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         self.columns = deal_out(source, self._deal, layout.batch_sharding() or here)
         self.data = without_host(self.columns)
-        self._absent = absent_of(source.host_columns())
+        # Of the columns that were read: asking the source would read the rows of all shards.
+        self._absent = absent_of(host_of(self.columns))
 
     def read(
         self, data: Any, order: Any, epoch: jax.Array, start: jax.Array, size: int

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from datarax import Pipeline
-from datarax.columns.rows import explained, parted
+from datarax.columns.rows import absent_of, explained, parted
 from trainers.data.batches import Batches, Feed
 from trainers.data.blocks import Block, Blocks
 from trainers.devices import agreement
@@ -43,6 +43,7 @@ class StreamBatches(Batches):
         if stored_order:
             source.set_random_order(False)
         super().__init__(pipeline, source, layout, pipeline.drop_remainder and not stored_order)
+        self._absent = absent_of(source.host_columns())
         self._first_row = reader * self.batch_size // readers if self.readers > 1 else 0
         zeros = jax.tree.map(
             lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), source.element_spec()

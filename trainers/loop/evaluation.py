@@ -186,6 +186,8 @@ class Kept:
     def get(self, source: Any, kind: str, key: Any, make: Callable[[], Any]) -> Any:
         """Returns `make()` of an earlier call with this source, kind and key, else of this one.
 
+        All processes call it together.
+
         Args:
             source: Any object with weak references; what is kept must not refer to it.
             kind: What is made of it; only the last key's is kept.
@@ -194,7 +196,8 @@ class Kept:
         """
         place = id(source), kind
         alive, before, value = self._kept.get(place, (lambda: None, None, None))
-        if alive() is not source or before is not key:
+        # All processes make it where one has to: making takes agreements of all.
+        if not all(agreement.least(alive() is source, before is key)):
             value = make()
             forget = functools.partial(self._forget, place)
             self._kept[place] = weakref.ref(source, forget), key, value

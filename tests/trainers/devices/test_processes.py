@@ -240,7 +240,7 @@ DIFFERENT = {
     "log_every": "log_every: process 0 has 100, process 1 has 2",
     "ema": "ema: process 0 has 0.9, process 1 has 0.99",
     "parameters": "the model's first parameters",
-    "loss": "the compiled program: the code of the model, the loss or a stage",
+    "loss": 'loss: process 0 has "loss"',
     "callbacks": "callbacks",
     "evaluation data": "the data's fingerprint",
     "evaluation names": "the names of what to evaluate on",

@@ -8,7 +8,7 @@ from trainers.run import Run
 
 def schedule(tmp_path=None, **arguments):
     trainer = Trainer(MLP(), labelled(40), batch_size=8, steps=50, workdir=tmp_path, **arguments)
-    return Cadence(trainer._plan, Run(50, MLP))
+    return Cadence(trainer._plan, Run(50, MLP, dict))
 
 
 def ends(one):
