@@ -18,22 +18,22 @@ def source():
     return memory(points(N), shuffle=True)
 
 
-def views(source):
+def views(source, count=4):
     training, validation = source.fold(1, of=5, stratify="label")
     return [
         source.select(slice(5, 30)),
-        training,
+        training.balanced("label"),
+        source.select(np.arange(N) % 2 == 0).weighted("id", length=17),
         validation,
+        training.balanced("label").select(slice(0, 20)),
         source.balanced("label"),
         source.weighted(np.arange(N)),
-        training.balanced("label"),
-        training.balanced("label").select(slice(0, 20)),
-        source.select(np.arange(N) % 2 == 0).weighted("id", length=17),
-    ]
+    ][:count]
 
 
-def test_a_view_is_a_source_wherever_it_is_read(source):
-    for view in views(source):
+@pytest.mark.parametrize("count", [3, pytest.param(7, marks=pytest.mark.slow)])
+def test_a_view_is_a_source_wherever_it_is_read(source, count):
+    for view in views(source, count):
         length = len(view)
         first = view.get_batch_at(0, length, jax.random.key(7))
         np.testing.assert_array_equal(view.clone().get_batch(length)["id"], first["id"])
@@ -82,8 +82,8 @@ def test_a_state_goes_on_and_is_refused_by_another_view(source):
         other = views(source)[number]
         other.set_state(state)
         np.testing.assert_array_equal(other.get_batch(30)["id"], view.get_batch(30)["id"])
-    with pytest.raises(ValueError, match=r"is of select\(25 records\), .* has balanced\('label'\)"):
-        made[3].set_state(made[0].get_state())
+    with pytest.raises(ValueError, match=r"is of select\(25 records\), .* has .*\.balanced\('label'\)"):
+        made[1].set_state(made[0].get_state())
     with pytest.raises(ValueError, match=r"is of all records, .* has select"):
         made[0].set_state(source.get_state())
     with pytest.raises(ValueError, match="other data"):

@@ -234,7 +234,8 @@ def test_a_best_of_a_metric_that_no_log_has_is_said_once(tmp_path, caplog):
     assert "there are 'eval/loss', 'own', 'train/loss'." in warning
 
 
-@pytest.mark.parametrize("step", [9, 10])  # of which only 10 is an evaluation, too
+# Of these only step 10 is an evaluation, too.
+@pytest.mark.parametrize("step", [pytest.param(9, marks=pytest.mark.slow), 10])
 def test_an_exception_of_a_callback_saves_the_step_and_its_report_is_done_by_the_next_start(
     tmp_path, step
 ):
@@ -265,7 +266,9 @@ def test_a_workdir_may_be_relative_or_a_file_url(tmp_path, monkeypatch):
 TWO = clu.Collection.create(mean=clu.Average.from_output("loss"))
 
 
-@pytest.mark.parametrize("more", [{"metrics": TWO}, {"ema": 0.5}])
+@pytest.mark.parametrize(
+    "more", [pytest.param({"metrics": TWO}, marks=pytest.mark.slow), {"ema": 0.5}]
+)
 def test_a_metric_or_an_average_more_begins_where_the_run_goes_on(tmp_path, more):
     trainer(tmp_path, ema=None, callbacks=[at(7)]).fit()
     result = trainer(tmp_path, **{"ema": None, **more}).fit()

@@ -255,6 +255,7 @@ def _full(workdir, until):
     return done.stdout.splitlines()[-1], done.stderr
 
 
+@pytest.mark.slow  # the disk that is full to the end is tried by the next
 def test_a_full_disk_is_said_and_training_goes_on(tmp_path):
     end, output = _full(tmp_path, until=17)
     assert end == "finished 20"
