@@ -82,7 +82,9 @@ def test_a_state_goes_on_and_is_refused_by_another_view(source):
         other = views(source)[number]
         other.set_state(state)
         np.testing.assert_array_equal(other.get_batch(30)["id"], view.get_batch(30)["id"])
-    with pytest.raises(ValueError, match=r"is of select\(25 records\), .* has .*\.balanced\('label'\)"):
+    with pytest.raises(
+        ValueError, match=r"is of select\(25 records\), .* has .*\.balanced\('label'\)"
+    ):
         made[1].set_state(made[0].get_state())
     with pytest.raises(ValueError, match=r"is of all records, .* has select"):
         made[0].set_state(source.get_state())
