@@ -13,6 +13,7 @@ import PIL.ImageOps
 from PIL.ExifTags import Base as Exif
 
 from datarax.hub.private import is_local_path
+from datarax.hub.secrets import raise_from, redacted
 
 # What Pillow raises where a file is no image, cut off, damaged or missing.
 _RAISED = (
@@ -61,7 +62,7 @@ def open_image(feature: datasets.Image, value: dict[str, Any]) -> PIL.Image.Imag
     except PIL.UnidentifiedImageError:
         raise DamagedImage("it is no image of a format that Pillow knows") from None
     except _RAISED as error:
-        raise DamagedImage(f"{type(error).__name__}: {error}") from error
+        raise_from(DamagedImage(f"{type(error).__name__}: {redacted(error)}"), error)
 
 
 def _loaded(encoded: bytes | None, path: str | None) -> PIL.Image.Image:

@@ -17,7 +17,7 @@ def class_label(feature: Any) -> datasets.ClassLabel | None:
     """Returns the class labels that a column, or lists in it, hold; None for other columns."""
     while isinstance(feature, (datasets.List, datasets.LargeList)):
         feature = feature.feature
-    return feature if isinstance(feature, datasets.ClassLabel) and feature.num_classes else None
+    return feature if isinstance(feature, datasets.ClassLabel) and feature.names else None
 
 
 def unnamed(feature: datasets.ClassLabel, values: pa.Array) -> dict[int, int]:
@@ -56,7 +56,7 @@ def said_of(feature: datasets.ClassLabel, label: int, column: str) -> str:
     names = feature.names or []
     shown = listed(names) if len(names) < 10 else f"{names[0]!r} to {names[-1]!r}"
     return (
-        f"found the label {label}, and the class labels are 0 to {feature.num_classes - 1} "
+        f"found the label {label}, and the class labels are 0 to {len(names) - 1} "
         f"({shown}). Give each label a name, features=datasets.Features({{{column!r}: "
         "datasets.ClassLabel(names=[...]), ...}), repair the row, or leave the column out: "
         f"exclude_keys={{{column!r}}}"
@@ -68,8 +68,8 @@ def _outside(feature: datasets.ClassLabel, values: pa.Array) -> list[int]:
         return []
     while is_list(values.type):
         values = flatten(values)
-    found = pc.min_max(values).as_py()
+    found = pc.call_function("min_max", [values]).as_py()
     low, high = found["min"], found["max"]
-    if low is None or (low >= _UNLABELLED and high < feature.num_classes):
+    if low is None or (low >= _UNLABELLED and high < len(feature.names or ())):
         return []
     return [low if low < _UNLABELLED else high]

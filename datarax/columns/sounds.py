@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from datarax.hub.private import xopen
+from datarax.hub.secrets import raise_from, redacted
 
 
 class DamagedSound(Exception):
@@ -65,7 +66,7 @@ def decoded(
         with opened as file:
             read, rate = reader.read(file, dtype="float32", always_2d=True)
     except (OSError, RuntimeError, TypeError) as error:  # soundfile's own are RuntimeErrors
-        raise DamagedSound(f"{type(error).__name__}: {error}") from error
+        raise_from(DamagedSound(f"{type(error).__name__}: {redacted(error)}"), error)
     sound = _with_channels(read.T, feature.num_channels)
     wanted = feature.sampling_rate or rate
     if wanted != rate and sound.size:

@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datarax.errors import listed
 from datarax.hub.client import endpoint, unreachable
 from datarax.hub.private import COMMON, file_being_read, httpx
-from datarax.hub.secrets import is_clean, redacted
+from datarax.hub.secrets import is_clean, raise_from, redacted
 
 _NETWORK = (httpx.RequestError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)
 _TORN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
@@ -37,11 +37,10 @@ def explained(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         told = _of_hub(name, error) or _of_files(name, error)
-        clean = is_clean(error)
-        if told is None and clean:
+        if told is None and is_clean(error):
             raise
         told = told or RuntimeError(f"{name!r}: {type(error).__name__}: {error}")
-        raise type(told)(redacted(told)) from (error if clean else None)
+        raise_from(type(told)(redacted(told)), error)
 
 
 def _of_hub(name: str, error: Exception) -> Exception | None:

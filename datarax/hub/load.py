@@ -17,6 +17,7 @@ from datarax.errors import closest, listed
 from datarax.hub import builders, cache, client, parquet, splits
 from datarax.hub.explained import explained
 from datarax.hub.private import builder_configs, keep_apart
+from datarax.hub.secrets import redact_logs
 from datarax.hub.size import Size, size_of
 
 # Arguments of `load_dataset` that a configuration names itself, and as what.
@@ -97,6 +98,7 @@ def load_split(
     options = {"name": config_name, "data_dir": data_dir}
     options |= {key: value for key, value in kwargs.items() if key not in splits.AFTER}
     place = Path(name).expanduser()
+    redact_logs()
 
     if splits.is_saved(place):
         saved = splits.of_saved(place, split, kwargs)

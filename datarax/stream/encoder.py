@@ -55,6 +55,7 @@ class Encoder:
     ):
         self._declared, self._known, self._columns = declared, known or {}, columns
         self._resolved: datasets.Features | None = None
+        self._types = pa.schema([])  # those of `_resolved`
 
     @property
     def features(self) -> datasets.Features | None:
@@ -84,14 +85,15 @@ class Encoder:
                 raise unfit or AssertionError("no row")
             table, features = found
             if self.features is None:
-                self._resolved = features
+                self._resolved, self._types = features, table.schema
             yield table
             rows = rows[low:]
 
     def _encoded(self, rows: list[Row]) -> tuple[pa.Table, datasets.Features]:
         seen = list(dict.fromkeys(name for row in rows for name in row))
         names = self._columns or (list(self.features) if self.features is not None else seen)
-        extra = [name for name in seen if name not in names]
+        known = set(names)
+        extra = [name for name in seen if name not in known]
         if extra and self._columns is None:
             raise Unfit(
                 extra[0],
@@ -124,7 +126,7 @@ class Encoder:
             return _encode(values, picture), picture
         array = pa.array(TypedSequence(values))
         if self._resolved is not None:
-            array = _promoted(array, pa.schema(self._resolved.type).field(name).type)
+            array = _promoted(array, self._types.field(name).type)
         return array, generate_from_arrow_type(array.type)
 
 
@@ -137,16 +139,14 @@ def fitted(table: pa.Table, features: datasets.Features) -> pa.Table:
     """
     if table.schema == features.arrow_schema:
         return table
-    for name, feature in features.items():
-        if name not in table.column_names:
-            continue
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    for name in features.keys() & columns.keys():
         try:
-            chunks = [cast_array_to_feature(chunk, feature) for chunk in table[name].chunks]
-            column = pa.chunked_array(chunks) if chunks else table[name]
+            chunks = [cast_array_to_feature(c, features[name]) for c in columns[name].chunks]
         except MISFITS:  # the decoder names the rows
             continue
-        table = table.set_column(table.column_names.index(name), name, column)
-    return table
+        columns[name] = pa.chunked_array(chunks) if chunks else columns[name]
+    return pa.table(columns)
 
 
 def _cast(values: list[Any], feature: Any) -> pa.Array:

@@ -85,6 +85,16 @@ class IterableShards:
         """The features of the rows; None where a first table is yet to tell."""
         return self.features if self._is_arrow else self._encoder.features
 
+    @property
+    def changed(self) -> str:
+        """Why states of version 0.1.0 are of other data; empty if they are not."""
+        if self._is_arrow or not any(map(require_decoding, (self.inferred or {}).values())):
+            return ""
+        return (
+            " A state of version 0.1.0 is of other pixels: that version encoded the pictures of "
+            "mapped and filtered rows anew, with a loss, and now each pixel comes as it is."
+        )
+
     def at_epoch(self, epoch: int) -> Self:
         """Returns the shards of an epoch, in another order where the dataset was shuffled."""
         if not self._shuffled or epoch == self._epoch:

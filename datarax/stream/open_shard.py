@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from datarax.hub import network
 from datarax.hub.explained import cure
+from datarax.hub.secrets import raise_from
 from datarax.stream.shards import Shards, Unfit, UsersError, unfit
 from datarax.stream.window import Slice, Table
 
@@ -122,9 +123,11 @@ class OpenShard:
                 if isinstance(error, Unfit):
                     raise unfit(error, row, self._shards.label(self.shard)) from error
                 if isinstance(error, ImportError):  # no bad row: all rows of its kind fail alike
-                    raise self._error(ImportError, row, f"{said(error)}. {cure(error)}") from error
+                    raise_from(
+                        self._error(ImportError, row, f"{said(error)}. {cure(error)}"), error
+                    )
                 if network.is_refusal(error):
-                    raise self._error(refusal_of(error), row, said(error)) from error
+                    raise_from(self._error(refusal_of(error), row, said(error)), error)
                 if not network.is_transient(error):
                     return self._give_up(row, error)
                 attempts, asked = attempts + 1, network.asked_pause(error)
@@ -132,7 +135,7 @@ class OpenShard:
                 seconds = left()
                 if pause == math.inf or (seconds is not None and pause > seconds):
                     found = f"{said(error)}. {self._gave_up(attempts, asked)}"
-                    raise self._error(ConnectionError, row, found) from error
+                    raise_from(self._error(ConnectionError, row, found), error)
                 logger.warning(
                     "%s: %s. Reading on in %.1f s.", self._label(row), said(error), pause
                 )
@@ -147,12 +150,11 @@ class OpenShard:
 
     def _give_up(self, row: int, error: Exception) -> None:
         if self._policy.on_bad_rows == "raise":
-            raise self._error(
-                ValueError,
-                row,
+            found = (
                 f"the rest cannot be read ({said(error)}). Repair or remove it, or go on with the "
-                "next with on_bad_rows='skip'",
-            ) from error
+                "next with on_bad_rows='skip'"
+            )
+            raise_from(self._error(ValueError, row, found), error)
         logger.warning("%s: the rest is left out: %s.", self._label(row), said(error))
         self.bad += 1
 

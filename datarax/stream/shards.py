@@ -54,10 +54,14 @@ class DatasetShards(Shards, Protocol):
     Attributes:
         inferred: The features of the rows, those that were not declared too.
         hint: Why the dataset is one shard and what to write instead; empty if it has several.
+        changed: Why states of version 0.1.0 are of other data; empty if they are not.
     """
 
     inferred: datasets.Features | None
     hint: str
+
+    @property
+    def changed(self) -> str: ...
 
     def at_epoch(self, epoch: int) -> Self:
         """Returns the shards of an epoch; they differ where the dataset was shuffled before."""

@@ -61,7 +61,11 @@ class Sound(Mapping[str, Any]):
                 "sound['sampling_rate'] do not."
             ) from error
 
-    __eq__, __hash__ = object.__eq__, object.__hash__  # arrays have no one answer
+    def __eq__(self, other: object) -> bool:
+        return self is other  # a comparison of arrays has no one answer
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __repr__(self) -> str:
         return f"Sound(path={redacted(self.stored['path'])!r})"

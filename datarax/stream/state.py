@@ -7,7 +7,7 @@ from datarax.errors import expect_between, listed
 from datarax.module import expect_dict
 from datarax.order.permutation import MAX_RECORDS
 from datarax.order.windows import ShuffleOrder
-from datarax.stream.shards import READ_ROWS, Shards
+from datarax.stream.shards import READ_ROWS, DatasetShards, Shards
 from datarax.stream.stream import START
 
 STATE_VERSION = 2
@@ -41,9 +41,10 @@ def order_of(
     anew = "Restore it with what it was saved with, or begin anew with reset()."
     for key in ("fingerprint", "revision"):
         if state[key] != own[key]:
+            why = shards.changed if isinstance(shards, DatasetShards) else ""
             raise ValueError(
                 f"The state is of other data: its {key} is {state[key]}, that of {label} is "
-                f"{own[key]}. {anew}"
+                f"{own[key]}.{why} {anew}"
             )
     given = _dict(state["order"])
     if given.get("streams") != own["order"]["streams"]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import datasets
 import numpy as np
@@ -34,6 +35,23 @@ def table(rows: int = 200, shards: int = 2) -> datasets.IterableDataset:
 
 def values(of, column="x", batch_size=7) -> list:
     return [v for batch in of.epoch_batches(batch_size) for v in np.asarray(batch[column]).tolist()]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_three_thousand_columns_take_ten_times_as_long_as_three_hundred(mapped):
+    def seconds(count):
+        row = {f"c{i}": float(i) for i in range(count)}
+        stream = generated(*[row] * 20)
+        stream = stream.map(lambda row: {"y": 1}) if mapped else stream
+        start = time.process_time()
+        # The second epoch reads rows with the features that the first has found.
+        read = source(stream)
+        assert values(read, "c0") == values(read, "c0") == [0.0] * 20
+        return time.process_time() - start
+
+    seconds(10)
+    few, many = (min(seconds(count) for _ in range(2)) for count in (300, 3000))
+    assert many < 30 * few
 
 
 def jpeg(seed: int) -> dict:

@@ -5,6 +5,7 @@ import json
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 
 from datarax import HFStreamingSource
@@ -80,3 +81,17 @@ def test_what_no_stream_can_be_at_is_refused(change):
     again = source(shuffle=True, shuffle_buffer_size=50)
     assert before == read(again, 40)
     assert read(stream, 40) == read(again, 40)
+
+
+def test_an_old_state_of_mapped_pictures_says_why_it_is_of_other_data():
+    def stream(pictures):
+        x = [PIL.Image.new("L", (4, 4), n) for n in range(4)] if pictures else list(range(4))
+        table = datasets.Dataset.from_dict({"x": x}).to_iterable_dataset()
+        return table, table.map(lambda row: {"y": 1})
+
+    for pictures in (True, False):
+        for data, mapped in zip(stream(pictures), (False, True), strict=True):
+            source = HFStreamingSource.from_dataset(data)
+            with pytest.raises(ValueError, match="The state is of other data") as info:
+                source.set_state(source.get_state() | {"fingerprint": "that of 0.1.0"})
+            assert ("that version encoded the pictures" in str(info.value)) == (pictures and mapped)
