@@ -18,6 +18,7 @@ from datarax.hub.secrets import redacted
 logger = getLogger(__name__)
 
 _SMALL = 1 << 20  # bytes of a file that may have no rows
+ROWS = 1024  # rows to read at a time where the first row group has none
 
 
 def narrow(
@@ -98,6 +99,19 @@ def allow_empty(builder: Any) -> None:
             rows = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
             if rows and not rows[0]:
                 builder.config.batch_size = max(builder.config.batch_size or 1, *rows)
+
+
+def has_no_batch_size(error: BaseException | None) -> bool:
+    """Returns whether an error is that of a file whose first row group has no rows.
+
+    Files on this machine are looked at before, by `allow_empty`; each footer of another is a
+    request.
+    """
+    while error is not None:
+        if isinstance(error, pa.ArrowInvalid) and "BatchSize must be greater" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def num_rows(builder: Any, split: str) -> int | None:

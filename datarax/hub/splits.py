@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
 
 from datarax.errors import closest, listed
 from datarax.hub import parquet
@@ -72,13 +73,23 @@ def of_builder(builder: Any, name: str, split: str, kwargs: Mapping[str, Any]) -
         prepare["verification_mode"] = "all_checks"
     if not is_prepared(builder) or kwargs.get("download_mode"):
         _prepare_to_read(builder, name)
-        _without_empty(builder, name, lambda: builder.download_and_prepare(**prepare))
+        _without_empty(builder, name, lambda: _prepared(builder, prepare))
     lengths = _lengths(builder)
     for key, count in claimed.items():
         if count and lengths.get(key) != count:
             _say(name, key, count, lengths.get(key, 0))
     _check_rows(name, split, lengths)
     return builder.as_dataset(split=split, in_memory=bool(kwargs.get("keep_in_memory")))
+
+
+def _prepared(builder: Any, options: dict[str, Any]) -> None:
+    try:
+        builder.download_and_prepare(**options)
+    except DatasetGenerationError as error:
+        if not parquet.has_no_batch_size(error):
+            raise
+        builder.config.batch_size = parquet.ROWS
+        builder.download_and_prepare(**options)
 
 
 def _say(name: str, split: str, claimed: int, counted: int) -> None:

@@ -23,6 +23,7 @@ from datasets.iterable_dataset import (
     _apply_async,
 )
 
+from datarax.hub import parquet
 from datarax.hub.private import require_decoding
 from datarax.stream.encoder import MISFITS, fitted
 from datarax.stream.pictures import opened
@@ -69,6 +70,8 @@ def copied(
 def _as_read(function: Callable) -> Callable:
     """Returns a builder's method that gives a table as it was read where it fits no features.
 
+    It reads Parquet files, too, whose first row group has no rows.
+
     Builders cast each table before anybody sees it. What they raise names no row, and takes the
     rest of the file with it.
     """
@@ -83,8 +86,21 @@ def _as_read(function: Callable) -> Callable:
         except MISFITS:
             return table
 
+    def read(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
+        method, found = MethodType(function.__func__, builder), False
+        try:
+            for item in method(*args, **kwargs):
+                found = True
+                yield item
+        except pa.ArrowInvalid as error:
+            if found or not parquet.has_no_batch_size(error):
+                raise
+            builder.config = copy.copy(builder.config)
+            builder.config.batch_size = parquet.ROWS
+            yield from method(*args, **kwargs)
+
     builder._cast_table = attempt
-    return MethodType(function.__func__, builder)
+    return read
 
 
 class _Fitted(SelectColumnsIterable):

@@ -125,6 +125,24 @@ def test_a_revision_is_resolved_once(client, server):
     assert "no such branch" in client.fails("FileNotFoundError", "mnist", "train", revision="v9")
 
 
+def test_parquet_whose_first_row_group_is_empty(client, server):
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, pa.schema({"x": pa.int64()})) as writer:
+        writer.write_table(pa.table({"x": pa.array([], pa.int64())}))
+        writer.write_table(pa.table({"x": [1, 2, 3]}))
+    whole = pq.read_metadata(pa.BufferReader(sink.getvalue()))
+    assert [whole.row_group(group).num_rows for group in range(2)] == [0, 3]
+    server.add("me/begins-empty", {"train.parquet": sink.getvalue().to_pybytes()})
+    assert client.load("me/begins-empty", "train")[0] == [1, 2, 3]
+    for shuffle in (False, True):
+        assert client.process(
+            "from datarax import HFStreamingConfig, HFStreamingSource\n"
+            "fields = {'name': 'me/begins-empty', 'split': 'train', 'streaming': True}\n"
+            f"source = HFStreamingSource(HFStreamingConfig(**fields, shuffle={shuffle}))\n"
+            "result = sorted(source.get_batch(3)['x'].tolist())"
+        ) == [1, 2, 3]
+
+
 def test_a_split_and_its_slices(client):
     assert client.load("ylecun/mnist", "train[1:3]+test", data_dir="")[0][-1] == 4
     assert client.load("ylecun/mnist", "train", data_dir="extra")[0] == [9]
