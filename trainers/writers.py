@@ -15,6 +15,7 @@ from etils import epath
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_UPLOADS = 60.0
+_CONFIGURATION = "config.json"
 
 
 class Writer(Protocol):
@@ -61,7 +62,7 @@ class JsonLines:
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         text = json.dumps(dict(hparams), indent=2, default=str)
-        (self._path.parent / "config.json").write_text(text + "\n")
+        (self._path.parent / _CONFIGURATION).write_text(text + "\n")
 
     def flush(self) -> None:
         if self._file is None:
@@ -77,6 +78,15 @@ class JsonLines:
         temporary.write_text("".join(line + "\n" for line in self._lines))
         temporary.replace(self._path)
         self._written = time.monotonic()
+
+
+def written_hparams(workdir: epath.Path) -> dict[str, Any]:
+    """Returns the configuration that an earlier start of a run wrote, or nothing."""
+    path = workdir / _CONFIGURATION
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:  # the start was killed while it wrote
+        return {}
 
 
 def _json(row: Mapping[str, Any]) -> str:

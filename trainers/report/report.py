@@ -1,5 +1,6 @@
 """The report of a run: `report.html`, one page with all that one wants to see of it."""
 
+import datetime
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from trainers.loop.clock import Clock
 from trainers.loop.plan import Plan, configuration
 from trainers.report import chart, page, samples
 from trainers.run import PLACE, Run
-from trainers.writers import JsonLines, Writer, Writers
+from trainers.writers import JsonLines, Writer, Writers, written_hparams
 
 _SHARE = 0.005  # of a run's time goes into its report, at most
 _SECONDS = 5  # between two versions of the page, at least
@@ -38,6 +39,7 @@ class Report:
         self._mark = (run.step, clock.seconds["computing"])
         self._constant: str | None = None  # the part that never changes
         self._next = 0.0
+        self._hparams: Mapping[str, Any] = {}
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Notes the rate, and writes the page if it is time to."""
@@ -50,7 +52,8 @@ class Report:
             self._write()
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Does nothing: the report shows the plan."""
+        """Notes the configuration, which the page shows."""
+        self._hparams = hparams
 
     def flush(self) -> None:
         """Writes the page."""
@@ -141,7 +144,7 @@ class Report:
         lead = f"{length} records in batches of {batches.batch_size:,}"
         if batches.steps_per_epoch is not None:
             lead += f", {batches.steps_per_epoch:,} steps an epoch"
-        cards = samples.cards(source)
+        cards = samples.cards(self._plan.pipeline)
         wide = "" if "<img" in cards else " wide"
         return (
             f'<h2>Data</h2><p class="lead">{lead}</p>{page.table((), rows)}'
@@ -170,7 +173,7 @@ class Report:
     def _configuration(self) -> str:
         rows = [
             [page.text(name), f"<code>{page.text(value)}</code>"]
-            for name, value in configuration(self._plan).items()
+            for name, value in self._hparams.items()
         ]
         return f"<h2>Configuration</h2>{page.table((), rows)}"
 
@@ -185,8 +188,17 @@ def writers_of(plan: Plan, run: Run, clock: Clock) -> Writers:
         own.append(Report(plan.workdir / "report.html", plan, run, clock))
     writers = Writers([*own, *plan.writers])
     writers.resume(run.reported)
-    writers.write_hparams(configuration(plan))
+    writers.write_hparams({**configuration(plan), "resumes": _resumes(plan, run)})
     return writers
+
+
+def _resumes(plan: Plan, run: Run) -> str | None:
+    """Returns from which steps the run went on, and when; None where it begins."""
+    if not run.step:
+        return None
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    before = None if plan.workdir is None else written_hparams(plan.workdir).get("resumes")
+    return "; ".join([*([before] if before else []), f"step {run.step} at {now}"])
 
 
 def name_of(plan: Plan) -> str:

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import datasets
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from datarax import HFEagerSource
+from datarax import HFEagerSource, Pipeline
 from tests.support.models import MLP
+from tests.support.runs import at
 from trainers import Trainer
 from trainers.report.chart import lines
 
@@ -203,3 +206,71 @@ def test_without_a_workdir_nothing_is_written(tmp_path):
     )
     assert done.stdout.endswith("finished\n"), done.stderr
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_it_tells_from_which_steps_the_run_went_on(tmp_path):
+    def run(**more):
+        return Trainer(
+            MLP(),
+            source(),
+            loss=loss,
+            batch_size=8,
+            log_every=3,
+            epochs=3,
+            workdir=tmp_path,
+            **more,
+        ).fit()
+
+    def told():
+        return json.loads((tmp_path / "config.json").read_text())["resumes"]
+
+    run(callbacks=[at(4)])
+    assert told() is None
+    run(callbacks=[at(11)])
+    assert re.fullmatch(r"step 4 at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", told())
+    run()
+    assert re.fullmatch("step 4 at [^;]*; step 11 at [^;]*", told())
+    assert told() in (tmp_path / "report.html").read_text()
+    run()  # it is finished: nothing goes on
+    assert told().count("step") == 2
+
+
+def test_an_unreadable_configuration_of_an_earlier_start_is_written_anew(tmp_path):
+    options = {"loss": loss, "batch_size": 8, "epochs": 3, "workdir": tmp_path}
+    Trainer(MLP(), source(), callbacks=[at(4)], **options).fit()
+    (tmp_path / "config.json").write_text('{"resumes": "step')
+    Trainer(MLP(), source(), **options).fit()
+    assert json.loads((tmp_path / "config.json").read_text())["resumes"].startswith("step 4 at")
+
+
+class Doubled(nnx.Module):
+    """A stage that makes pictures floats and counts its batches."""
+
+    def __init__(self):
+        self.batches = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, batch):
+        self.batches[...] += 1
+        assert batch["x"].shape == (5, 4)  # as in training
+        return {**batch, "x": 2 * batch["x"], "picture": batch["picture"] / 255, "mine": batch["x"]}
+
+
+def test_samples_are_as_the_stages_give_them(tmp_path):
+    part = source().select(np.arange(20, 40))
+    stage = Doubled()
+    pipeline = Pipeline(source=part, stages=[stage], batch_size=5)
+    Trainer(MLP(), pipeline, loss=loss, epochs=1, workdir=tmp_path).fit()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == page.count("<dt>mine</dt>") == 5
+    assert f"{2 * float(part[0]['x'][0]):.4g}, " in page
+    assert f"{2 * float(part[19]['x'][0]):.4g}, " in page
+    assert "alert(20)" in page  # texts ride along
+    assert int(stage.batches[...]) == 0
+
+
+def test_samples_of_a_view_are_its_own(tmp_path):
+    Trainer(
+        MLP(), source().select([7, 9]), loss=loss, batch_size=2, epochs=1, workdir=tmp_path
+    ).fit()
+    page = (tmp_path / "report.html").read_text()
+    assert set(re.findall(r"alert\((\d+)\)", page)) == {"7", "9"}
