@@ -84,27 +84,23 @@ class Report:
         run, plan = self._run, self._plan
         steps = run.steps or plan.end.expected
         done = 0.0 if steps is None else min(1.0, run.step / steps)
-        end = "" if steps is None else f" of {steps:,}"
-        epoch = "" if run.epoch is None else f", epoch {run.epoch:.2f}"
+        of = "" if steps is None else f" of {steps:,}"
+        place = f"step {run.step:,}{of}, epoch {run.epoch:.2f}"
         best = run.best(plan.checkpoint.best)
-        values = {}
-        for name, value in run.metrics.items():
-            values[name] = _value(name, value)
+        values = {name: _value(name, value) for name, value in run.metrics.items()}
         if best is not None and plan.checkpoint.best is not None:
             name = plan.checkpoint.best[0]
             values[f"best {name}, step {best[0]:,}"] = _value(name, best[1])
-        last = self._run.history[-1] if self._run.history else {}
-        for name in PLACE[2:]:
-            if name in last:
-                values[name.replace("_", " ")] = f"{last[name]:,.0f}"
+        last = run.history[-1] if run.history else {}
+        seen = [name for name in ("rows_seen", "tokens_seen") if name in last]
+        values |= {name.replace("_", " "): f"{last[name]:,.0f}" for name in seen}
         if self._rates:
             values["examples/s"] = chart.number(self._rates[-1][1])
         values["since the start"] = tqdm.format_interval(self._clock.total)
         return (
             f'<header><h1>{page.text(title)}</h1><span class="status {page.text(status)}">'
-            f'{page.text(status)}</span></header><p class="lead">step {run.step:,}'
-            f'{end}{epoch}</p><div class="bar progress"><i style="width: {done:.2%}"></i>'
-            f"</div>{page.tiles(values)}"
+            f'{page.text(status)}</span></header><p class="lead">{place}</p>'
+            f'<div class="bar progress"><i style="width: {done:.2%}"></i></div>{page.tiles(values)}'
         )
 
     def _curves(self) -> str:

@@ -80,6 +80,7 @@ def test_it_shows_curves_data_parameters_configuration_and_time(run):
     assert page.count('class="curve train"') == page.count('class="curve eval"') == 1
     assert page.count("data:image/png;base64,") == 8
     assert f"{result.metrics['eval/loss']:.4g}" in text
+    assert re.search(r"\b120\s+rows seen", text)
     assert len(page) < 60_000
     assert [file.name for file in path.parent.glob("report*")] == ["report.html"]
 
