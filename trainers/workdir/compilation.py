@@ -59,7 +59,7 @@ def _is_whole(entry: bytes) -> bool:
     """Returns whether a compressed program can be unpacked."""
     if entry.startswith(b"\x28\xb5\x2f\xfd"):  # JAX uses zstandard where that is installed
         try:
-            import zstandard
+            import zstandard  # pyright: ignore[reportMissingImports]  # no dependency of ours
         except ImportError:
             return False
         try:
