@@ -15,7 +15,7 @@ from flax import nnx
 
 from benchmarks import models
 from benchmarks.timing import Rival, Turns, seconds, versions
-from datarax.order import epochs
+from datarax.order import epoch_seed, window
 from datarax.sources import EagerSourceBase
 from examples.mnist import CNN
 from trainers import Trainer, every
@@ -52,12 +52,12 @@ def order_of(length: int, rounds: int) -> list[float]:
 
     def batch(t):
         start = (t % per_epoch).astype(jnp.uint32) * np.uint32(models.BATCH)
-        seed = epochs.epoch_seed(0, t // per_epoch)
-        return epochs.window(start, models.BATCH, num_records=length, seed=seed)
+        seed = epoch_seed(0, t // per_epoch)
+        return window(start, models.BATCH, num_records=length, seed=seed)
 
     def stored(t):
         start = (t % per_epoch).astype(jnp.uint32) * np.uint32(models.BATCH)
-        return epochs.window(start, models.BATCH, num_records=length)
+        return window(start, models.BATCH, num_records=length)
 
     def scan_of(records):
         @jax.jit
