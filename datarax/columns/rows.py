@@ -1,5 +1,6 @@
 """Rows of columns: a gather for arrays, host columns beside it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -127,6 +128,13 @@ def has_host(columns: dict[str, Any]) -> bool:
         has_host(column) if isinstance(column, dict) else isinstance(column, HostColumn)
         for column in columns.values()
     )
+
+
+def each_row(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a batch one by one."""
+    leaves, structure = jax.tree.flatten(batch)
+    for values in zip(*(list(leaf) for leaf in leaves), strict=True):
+        yield jax.tree.unflatten(structure, values)
 
 
 def on_device(batch: dict[str, Any]) -> dict[str, Any]:

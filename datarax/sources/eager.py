@@ -27,8 +27,6 @@ from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.placement import Placements, to_default_device
 from datarax.sources.random_access import RandomAccessSource
 
-_ITERATION_BLOCK = 256  # rows gathered at once while iterating record by record
-
 
 class EagerSourceBase(RandomAccessSource):
     """A source that holds all its columns, and hands out any batch of them by arithmetic.
@@ -202,54 +200,12 @@ class EagerSourceBase(RandomAccessSource):
             return gather(columns, order.window(0, start, size), absent_of(self.host_columns()))
         return self._with_host_rows(*_window(columns, order, start, size))
 
-    def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
-        """Returns the next `batch_size` records, running on into the next epoch.
-
-        Args:
-            batch_size: Number of records.
-            key: If given, `get_batch_at(0, batch_size, key)` is returned and nothing moves.
-
-        Returns:
-            Dict of arrays of shape `(batch_size, ...)`, and object arrays for host columns.
-
-        Raises:
-            TypeError: If the source's position is traced.
-        """
-        if key is not None:
-            return self.get_batch_at(0, batch_size, key)
-        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
-        if is_traced(self.epoch.get_value(), self.index.get_value()):
-            raise TypeError(
-                f"get_batch moves {self.label}, which a compiled function cannot: write "
-                "get_batch_at(start, size, key) there, or Pipeline(...).step()."
-            )
-        batch = self._rows(*self.position(), batch_size)
-        self.advance(batch_size)
-        self._counts.applied += batch_size
-        return batch
-
     def take(self, count: int, step: int) -> Iterator[dict[str, Any]]:
         """Yields the next `count` records, and some more: see `Source.take`."""
         if count:
             yield self._rows(*self.position(), -(-count // step) * step)
             self.advance(count)
             self._counts.applied += count
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields the records of one epoch.
-
-        The first `for` is epoch 0; later ones go on where `set_state` set the position, and
-        otherwise begin the next epoch. The position moves with the loop.
-        """
-        self.begin_epoch()
-        epoch, index = self.position()
-        while index < self.length:
-            size = min(_ITERATION_BLOCK, self.length - index)
-            for record in _records(self._rows(epoch, index, size), size):
-                index += 1
-                self.move(*((epoch, index) if index < self.length else (epoch + 1, 0)))
-                self._counts.applied += 1
-                yield record
 
     def _rows(self, epoch: int, index: int, size: int) -> dict[str, Any]:
         columns = without_host(self.data)
@@ -282,9 +238,3 @@ def _run_on(columns, order, epoch, index, size):
     """Returns the rows from a position on into the next epochs, and their numbers."""
     records = order.run_on(epoch, index, size)
     return gather(columns, records), records
-
-
-def _records(rows: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
-    leaves, structure = jax.tree.flatten(rows)
-    for values in zip(*(list(leaf) for leaf in leaves), strict=True):
-        yield jax.tree.unflatten(structure, values)

@@ -20,7 +20,6 @@ from datarax.sources.random_access import RandomAccessSource
 from datarax.sources.row_spec import RowSpec
 from datarax.stream.block import Block
 
-_ITERATION_BLOCK = 256  # rows read at once while iterating record by record
 _COLUMN_BLOCK = 8192  # rows read at once of a whole column, such as the classes of a view
 
 
@@ -170,27 +169,10 @@ class IndexedSourceBase(RandomAccessSource):
         records = order.host_records(0, int(start) % self.length + np.arange(size))
         return on_device(self._read(records))
 
-    def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
-        """Returns the next `batch_size` records, running on into the next epoch.
-
-        Args:
-            batch_size: Number of records.
-            key: If given, `get_batch_at(0, batch_size, key)` is returned and nothing moves.
-        """
-        if key is not None:
-            return self.get_batch_at(0, batch_size, key)
-        return on_device(self.get_host_batch(batch_size))
-
     def get_host_batch(self, batch_size: int) -> dict[str, Any]:
         """Returns what `get_batch` does, as NumPy arrays."""
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
-        epoch, index = self.position()
-        parts, left = [], batch_size
-        while left:
-            count = min(left, self.length - index)
-            parts.append(self.order.host_records(epoch, np.arange(index, index + count)))
-            epoch, index, left = epoch + 1, 0, left - count
-        batch = self._read(np.concatenate(parts))
+        batch = self._host_rows(*self.position(), batch_size)
         self.advance(batch_size)
         self._counts.applied += batch_size
         return batch
@@ -199,29 +181,6 @@ class IndexedSourceBase(RandomAccessSource):
         """Yields the next `count` records; see `Source.take`."""
         if count:
             yield self.get_host_batch(count)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields the records of one epoch; see `EagerSourceBase.__iter__`."""
-        self.begin_epoch()
-        epoch, index = self.position()
-        while index < self.length:
-            places = np.arange(index, min(index + _ITERATION_BLOCK, self.length))
-            rows = self._read(self.order.host_records(epoch, places))
-            for row in range(len(places)):
-                index += 1
-                self.move(*((epoch, index) if index < self.length else (epoch + 1, 0)))
-                self._counts.applied += 1
-                yield on_device(jax.tree.map(lambda column, row=row: column[row], rows))
-
-    def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
-        """Yields batches in host memory to the end of one epoch; it begins as a `for` does."""
-        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
-        self.begin_epoch()
-        left = self.length - self.position()[1]
-        while left:
-            size = min(batch_size, left)
-            yield self.get_host_batch(size)
-            left -= size
 
     def read_batches(self, batches: int, batch_size: int) -> Block:
         """Returns the next batches of this epoch, stacked in host memory; see `Source`.
@@ -255,13 +214,28 @@ class IndexedSourceBase(RandomAccessSource):
 
     # --- parts -----------------------------------------------------------------------------------
 
+    def _next_batch(self, batch_size: int) -> dict[str, Any]:
+        return self.get_host_batch(batch_size)
+
+    def _rows(self, epoch: int, index: int, size: int) -> dict[str, Any]:
+        return on_device(self._host_rows(epoch, index, size))
+
+    def _host_rows(self, epoch: int, index: int, size: int) -> dict[str, Any]:
+        """Returns what `_rows` does, as NumPy arrays."""
+        parts = []
+        while size:
+            count = min(size, self.length - index)
+            parts.append(self.order.host_records(epoch, np.arange(index, index + count)))
+            epoch, index, size = epoch + 1, 0, size - count
+        return self._read(np.concatenate(parts))
+
     def _column(self, name: str) -> Any:
+        for column in self.host_columns():
+            if column.name == name:
+                return column
         records = self.stored_records(np.arange(self.length))
-        parts = [
-            self._read(records[start : start + _COLUMN_BLOCK])[name]
-            for start in range(0, self.length, _COLUMN_BLOCK)
-        ]
-        return next((c for c in self.host_columns() if c.name == name), np.concatenate(parts))
+        starts = range(0, self.length, _COLUMN_BLOCK)
+        return np.concatenate([self._read(records[s : s + _COLUMN_BLOCK])[name] for s in starts])
 
     def _read(self, records: np.ndarray) -> dict[str, Any]:
         """Returns rows of the columns, checked against the first row."""

@@ -7,6 +7,8 @@ from typing import Any, Self
 import jax
 from flax import nnx
 
+from datarax.columns.host import is_traced
+from datarax.columns.rows import each_row
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig, expect_dict
 from datarax.order.epochs import key_seed
@@ -15,6 +17,8 @@ from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.viewable import Viewable
 
 STATE_VERSION = 1
+
+_ITERATION_BLOCK = 256  # rows read at once while iterating record by record
 
 Position = tuple[int, int]
 """An epoch, and the index within it of the next record."""
@@ -108,14 +112,7 @@ class RandomAccessSource(Viewable):
         return self
 
     def reset(self, seed: int | None = None) -> None:
-        """Goes back to the start of epoch 0.
-
-        Args:
-            seed: A new seed of the order; None keeps the present one.
-
-        Raises:
-            ValueError: If `seed` is not from 0 to 2**32 - 1.
-        """
+        """Goes back to the start of epoch 0, perhaps with another seed; see `Source.reset`."""
         if seed is not None:
             expect_between("seed", seed, 0, 2**32 - 1)
             self._seed = int(seed)
@@ -151,6 +148,50 @@ class RandomAccessSource(Viewable):
         self.epoch.set_value(epoch)
         self.index.set_value(index)
 
+    # --- batches ---------------------------------------------------------------------------------
+
+    def get_batch(self, batch_size: int, key: jax.Array | None = None) -> dict[str, Any]:
+        """Returns the next `batch_size` records, running on into the next epoch.
+
+        Args:
+            batch_size: Number of records.
+            key: If given, `get_batch_at(0, batch_size, key)` is returned and nothing moves.
+
+        Returns:
+            Dict of arrays of shape `(batch_size, ...)`, and object arrays for host columns.
+
+        Raises:
+            TypeError: If the source's position is traced.
+        """
+        if key is not None:
+            return self.get_batch_at(0, batch_size, key)
+        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
+        if is_traced(self.epoch.get_value(), self.index.get_value()):
+            raise TypeError(
+                f"get_batch moves {self.label}, which a compiled function cannot: write "
+                "get_batch_at(start, size, key) there, or Pipeline(...).step()."
+            )
+        batch = self._rows(*self.position(), batch_size)
+        self.advance(batch_size)
+        self._counts.applied += batch_size
+        return batch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields the records of one epoch.
+
+        The first `for` is epoch 0; later ones go on where `set_state` set the position, and
+        otherwise begin the next epoch. The position moves with the loop.
+        """
+        self.begin_epoch()
+        epoch, index = self.position()
+        while index < self.length:
+            size = min(_ITERATION_BLOCK, self.length - index)
+            for record in each_row(self._rows(epoch, index, size)):
+                index += 1
+                self.move(*((epoch, index) if index < self.length else (epoch + 1, 0)))
+                self._counts.applied += 1
+                yield record
+
     def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
         """Yields batches to the end of one epoch, the last one short; it begins as a `for` does."""
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
@@ -158,8 +199,16 @@ class RandomAccessSource(Viewable):
         left = self.length - self.position()[1]
         while left:
             size = min(batch_size, left)
-            yield self.get_batch(size)
+            yield self._next_batch(size)
             left -= size
+
+    def _next_batch(self, batch_size: int) -> dict[str, Any]:
+        """Returns the next batch of `epoch_batches`, wherever its arrays are."""
+        return self.get_batch(batch_size)
+
+    def _rows(self, epoch: int, index: int, size: int) -> dict[str, Any]:
+        """Returns `size` records from a position on, into the next epochs, as JAX arrays."""
+        raise NotImplementedError
 
     # --- state -----------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ class SourceConfigBase(DataraxModuleConfig):
 class Source(DataraxModule):
     """The interface that `Pipeline`, `prefetch_to_device`, `MixedSource` and the trainer use.
 
-    Three kinds stand below it: `EagerSourceBase` holds columns, which compiled programs index;
-    `StreamingSourceBase` reads records in order; `MixedSource` draws them of other sources. Users
-    subclass the first two.
+    Four kinds stand below it: `EagerSourceBase` holds columns, which compiled programs index;
+    `IndexedSourceBase` reads rows by their number; `StreamingSourceBase` reads records in order;
+    `MixedSource` draws them of other sources. Users subclass the first three.
 
     A position is cheap to take before every batch; `state_at` makes a JSON-able state of it, at
     once or later. `read_batches` gives batches stacked in host memory, up to the end of an epoch;

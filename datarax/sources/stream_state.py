@@ -101,14 +101,7 @@ class PositionedStreams(Source):
         self._reorder(shuffle=bool(enabled))
 
     def reset(self, seed: int | None = None) -> None:
-        """Goes back to the start of epoch 0.
-
-        Args:
-            seed: A new seed of the order; None keeps the present one.
-
-        Raises:
-            ValueError: If `seed` is not from 0 to 2**32 - 1.
-        """
+        """Goes back to the start of epoch 0, perhaps with another seed; see `Source.reset`."""
         if seed is not None:
             expect_between("seed", seed, 0, 2**32 - 1)
         self._reorder(seed=self.seed if seed is None else int(seed))
