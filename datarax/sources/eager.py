@@ -24,6 +24,7 @@ from datarax.columns.rows import (
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig
 from datarax.order.permutation import MAX_RECORDS
+from datarax.sources.closed_over import note_closed_over
 from datarax.sources.placement import Placements, to_default_device
 from datarax.sources.random_access import RandomAccessSource
 
@@ -185,9 +186,9 @@ class EagerSourceBase(RandomAccessSource):
         Raises:
             ValueError: If the order is random and `key` is None, or `size` is not positive.
 
-        Example:
+        Example: the source is an argument of the compiled function, or its data is a constant.
             >>> source = MemorySource(MemorySourceConfig(), {"x": np.arange(10)})
-            >>> jax.jit(lambda t: source.get_batch_at(4 * t, 4))(2)["x"]
+            >>> jax.jit(lambda source, t: source.get_batch_at(4 * t, 4))(source, 2)["x"]
             Array([8, 9, 0, 1], dtype=int32)
         """
         expect_between("size", size, 1, MAX_RECORDS)
@@ -197,6 +198,7 @@ class EagerSourceBase(RandomAccessSource):
             start = int(start) % self.length
         columns = without_host(self.data)
         if is_traced(start, seed, *jax.tree.leaves(columns)):
+            note_closed_over(self.label, columns, start, seed)
             return gather(columns, order.window(0, start, size), absent_of(self.host_columns()))
         return self._with_host_rows(*_window(columns, order, start, size))
 
