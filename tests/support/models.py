@@ -70,6 +70,25 @@ class Language(nnx.Module):
         return self.out(x / jnp.arange(1, tokens.shape[1] + 1)[None, :, None])
 
 
+class Decoder(nnx.Module):
+    """A block of causal attention within segments, and a layer back to the vocabulary."""
+
+    def __init__(self, vocabulary=11, length=8, width=8, *, seed=0):
+        rngs = nnx.Rngs(seed)
+        self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
+        self.places = nnx.Embed(length, width, rngs=rngs)
+        self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
+        self.up = nnx.Linear(width, 2 * width, rngs=rngs)
+        self.out = nnx.Linear(2 * width, vocabulary, rngs=rngs)
+
+    def __call__(self, tokens, segment_ids, positions):
+        x = self.embed(tokens) + self.places(positions)
+        q, k, v = jnp.split(self.qkv(x)[:, :, None], 3, axis=-1)  # one head
+        same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        x = x + jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True)[:, :, 0]
+        return self.out(jax.nn.gelu(self.up(x)))
+
+
 class Traced(nnx.Module):
     """Counts how often it is traced, in training and in evaluation.
 

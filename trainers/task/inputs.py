@@ -22,6 +22,9 @@ OWN_LOSS = (
 _TRAINING = {"train": True, "training": True, "is_training": True, "deterministic": False}
 """Parameters of a model's call that say whether this is training, and what they say of it."""
 
+_BESIDE = {"attention_mask", "positions", "segment_ids"}
+"""Columns beside `input_ids`, given by name only, whatever the model calls the tokens."""
+
 
 class Columns(Protocol):
     """What is known of a batch's columns before one is formed."""
@@ -51,7 +54,8 @@ class Inputs:
 
     Images of `uint8` are given as floats in [0, 1], of shape `(batch, height, width, channels)`. A
     parameter `train`, `training`, `is_training` or `deterministic` says whether this is training,
-    `rngs` is given random streams.
+    `rngs` is given random streams. `segment_ids`, `positions` and `attention_mask` are given to the
+    parameters of these names.
 
     Args:
         model: The model.
@@ -63,6 +67,7 @@ class Inputs:
         positional: The column given by position, if one is.
         named: The columns given by name.
         draws: Whether training gives the model random streams.
+        embeds: Whether the model has an `nnx.Embed`.
 
     Raises:
         TypeError: If the model cannot be called, or an input is a host column.
@@ -90,6 +95,7 @@ class Inputs:
         required = [name for name in required if name in spec or name not in {*_TRAINING, "rngs"}]
         self.named = tuple(name for name in spec if name in names)
         self.positional = ()
+        self.embeds = any(isinstance(module, nnx.Embed) for _, module in nnx.iter_modules(model))
         missing = [name for name in required if name not in spec]
         for name in missing:
             if name in host:
@@ -99,7 +105,8 @@ class Inputs:
         only = next(iter(spec)) if len(spec) == 1 else "input_ids"
         # A lone number a record beside text, such as its row number, is hardly the input.
         plausible = only in spec and (not host or _rank(spec[only]) > 0)
-        if plausible and len(missing) <= 1 and len(required) <= 1:
+        own = [name for name in required if name not in _BESIDE]
+        if plausible and len(own) <= 1 and set(missing) <= set(own):
             self.positional = (only,)
             self.named = tuple(name for name in self.named if name != only)
             return
@@ -113,6 +120,11 @@ class Inputs:
             f"{listed(spec)}: name the columns as the model's parameters, choose them with "
             f"include_keys, or {OWN_LOSS}."
         )
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The columns that the model is called with."""
+        return self.positional + self.named
 
     def __call__(
         self,
@@ -141,7 +153,7 @@ class Inputs:
 
     def described(self, spec: Mapping[str, Any]) -> str:
         """Returns what the model is called with, such as `x: float32 (batch, 4)`."""
-        return ", ".join(self._described(name, spec[name]) for name in self.positional + self.named)
+        return ", ".join(self._described(name, spec[name]) for name in self.given)
 
     def _described(self, name: str, spec: Any) -> str:
         kinds = jax.tree.map(lambda s: f"{s.dtype} {shape_of(s.shape)}", spec)

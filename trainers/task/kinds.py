@@ -149,7 +149,7 @@ class NextToken(Kind):
         by = [name for name in ("attention_mask", "weights", "segment_ids") if name in spec]
         name = "next-token cross-entropy of input_ids"
         name += f" weighted by {', '.join(by)}" if by else ""
-        super().__init__(None, name, metrics.Classification, "input_ids")
+        super().__init__(None, name, metrics.Language, "input_ids")
 
     def __call__(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Found:
         """Returns the losses and what the metrics are given."""

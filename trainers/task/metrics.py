@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from clu import metrics as clu
 
+from trainers.metrics import Perplexity
+
 logger = logging.getLogger(__name__)
 
 
@@ -22,6 +24,14 @@ class Classification(clu.Collection):
     """Fraction of records, or tokens, whose highest logit is the label's."""
 
     accuracy: clu.Accuracy
+
+
+@flax.struct.dataclass
+class Language(clu.Collection):
+    """Fraction of tokens whose highest logit is theirs, and the perplexity of all that count."""
+
+    accuracy: clu.Accuracy
+    perplexity: Perplexity
 
 
 def names(metrics: type[clu.Collection]) -> list[str]:

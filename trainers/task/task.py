@@ -1,5 +1,6 @@
 """What to train for: loss, metrics and the model's inputs, inferred from a source's features."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,8 +13,11 @@ from flax import nnx
 from datarax.errors import listed
 from trainers.step.objective import Objective
 from trainers.task import kinds, metrics
+from trainers.task.embedded import embedding, expect_embedded
 from trainers.task.inputs import OWN_LOSS, Columns, Inputs, shape_of
 from trainers.task.kinds import Kind
+
+logger = logging.getLogger(__name__)
 
 LABELS = ("label", "labels", "target", "targets", "score")
 """Names under which a label is looked for where no feature declares one."""
@@ -83,17 +87,22 @@ class Task:
                     f"There is no column {name!r}, which the training source has: there are "
                     f"{listed(columns.spec)}. Rename a column, or leave the source out."
                 )
-        classes = self._kind.classes
+        classes, tokens = self._kind.classes, None
         extent = None if classes is None else columns.extent(classes)
+        if self._call.embeds and "input_ids" in self._call.given:
+            tokens = extent if classes == "input_ids" else columns.extent("input_ids")
         draws = seed if self._call.draws else None
 
         def loss(model: nnx.Module, batch: dict, key: jax.Array | None = None) -> Any:
-            outputs = self._call(model, batch, training=seed is not None, key=key)
+            with embedding(model, None if tokens is None else batch["input_ids"]) as sizes:
+                outputs = self._call(model, batch, training=seed is not None, key=key)
             self._outputs = f" {shape_of(outputs.shape[1:])}"
             losses, outputs = self._kind(outputs, batch)
             self.has_tokens = losses.ndim == 2
             if classes is not None and extent is not None:
                 _expect_within(classes, extent, outputs["logits"].shape[-1])
+            if tokens is not None:
+                expect_embedded(tokens, sizes)
             return losses, outputs
 
         collection = self._chosen or self._kind.metrics
@@ -106,7 +115,7 @@ class Task:
 
     def _needed(self) -> tuple[str, ...]:
         label = () if self.label is None else (self.label,)
-        return *self._call.positional, *self._call.named, *label
+        return *self._call.given, *label
 
 
 def infer(
@@ -134,7 +143,15 @@ def infer(
         TypeError: If the label or an input is a host column.
     """
     kind = _kind(columns)
-    return Task(kind, Inputs(model, columns, kind.label), columns, chosen, precision)
+    call = Inputs(model, columns, kind.label)
+    if "segment_ids" in columns.spec and "segment_ids" not in call.named:
+        logger.warning(
+            "The rows have segment_ids, which %s does not take: the documents of a row see each "
+            "other in training. Give its __call__ a parameter segment_ids, and attend only where "
+            "segment_ids[:, :, None] == segment_ids[:, None, :].",
+            type(model).__name__,
+        )
+    return Task(kind, call, columns, chosen, precision)
 
 
 def _kind(columns: Columns) -> Kind:

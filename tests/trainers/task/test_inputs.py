@@ -74,7 +74,7 @@ def test_each_step_and_slice_has_random_numbers_of_its_own(accumulate):
                 {"input_ids": np.ones((8, 5), np.int32), "attention_mask": np.ones((8, 5), int)}
             ),
             "input_ids: int32 (batch, 5) -> logits (batch, 5, 11); next-token cross-entropy of "
-            "input_ids weighted by attention_mask; accuracy",
+            "input_ids weighted by attention_mask; accuracy; perplexity",
         ),
     ],
 )

@@ -124,9 +124,11 @@ def test_tokens_without_a_label_give_next_token_loss_under_the_mask(dtype):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     right = logits.argmax(-1) == targets
     loss, accuracy = ((x * weight).sum() / weight.sum() for x in (losses, right))
-    assert_measures(model, memory(data), loss=loss, accuracy=accuracy)
+    means = {"loss": loss, "accuracy": accuracy, "perplexity": jnp.exp(loss)}
+    assert_measures(model, memory(data), **means)
     whole = memory({"input_ids": data["input_ids"]})
-    assert_measures(model, whole, loss=losses.mean(), accuracy=right.mean())
+    means = {"loss": losses.mean(), "perplexity": jnp.exp(losses.mean())}
+    assert_measures(model, whole, **means, accuracy=right.mean())
 
 
 class Seeing(nnx.Module):
