@@ -19,7 +19,7 @@ from trainers.loop.ended import Ended
 from trainers.loop.pending import Pending
 from trainers.loop.plan import Plan, decisions, metrics_of
 from trainers.loop.profile import Profile
-from trainers.loop.progress import Progress, told_of_end, told_of_start
+from trainers.loop.progress import Progress, told_of_end, told_of_skips, told_of_start
 from trainers.loop.reporter import Reporter, ask
 from trainers.loop.signals import Signals
 from trainers.loop.watch import Watch
@@ -58,18 +58,22 @@ class Fit:
         best = plan.checkpoint.best
         self._progress = Progress(plan.end.expected, plan.batches.batch_size, best and best[0])
         self._rewound: dict[str, Any] | None = None
+        self._skips_more = False
 
     def __call__(self) -> Status:
         """Runs to the end and returns how it ended; `run` and `state` hold the rest."""
         plan, run = self.plan, self.run
         with self._checkpointer.opened(), self._signals.watched():
             with self.clock.spent("compiling"):
+                self._skip()
                 loop = self._traced()
             restored, data_state = self._checkpointer.restore(run, self.state), None
             if restored is None and self.ended is not None:
                 restored = self.ended.taken_up(run, self.state)
             if restored is not None:
                 self.state, data_state = restored
+                if self._skip():  # the run left out others before
+                    loop = self._traced()
                 if (status := self._ended()) is not None:
                     return status
                 self._progress.say(told_of_start(run.step, plan.workdir, plan.init_from))
@@ -78,6 +82,7 @@ class Fit:
                 self.state = program.initial_state(plan)
             if restored is None and plan.task.inferred:
                 self._progress.say(plan.task.inferred)
+            self._progress.say(told_of_skips(run.skips))
             if not self._signals.asked():
                 with self.clock.spent("compiling"), self._progress.patience("Compiling ..."):
                     self._compile(loop)
@@ -104,12 +109,7 @@ class Fit:
             return run.status
 
     def _train(
-        self,
-        loop: Loop,
-        feed: Feed,
-        profile: Profile,
-        reporter: Reporter,
-        cadence: Cadence,
+        self, loop: Loop, feed: Feed, profile: Profile, reporter: Reporter, cadence: Cadence
     ) -> Status:
         """The loop. The order of its parts is important."""
         plan, run, signals, checkpointer = self.plan, self.run, self._signals, self._checkpointer
@@ -189,6 +189,11 @@ class Fit:
             evaluator.trace(*self.evaluated())
         return loop
 
+    def _skip(self) -> bool:
+        """Leaves out records from this step on; returns whether that changes the program."""
+        self._skips_more = self.run.skip(self.plan.skip)
+        return self.plan.batches.skip(self.run.skips)
+
     def _compile(self, loop: Loop) -> None:
         loop.compile()
         agreement.together(
@@ -199,7 +204,8 @@ class Fit:
     def _ended(self) -> Status | None:
         """Returns how a run that was taken up had ended, None where it goes on."""
         plan, run = self.plan, self.run
-        if (found := diverged.noted(plan.workdir, run.step, run.data_start)) is not None:
+        found = diverged.noted(plan.workdir, run.step, run.data_start)
+        if found is not None and not self._skips_more:
             self._say(found)
             return "diverged"
         if plan.end.epochs is not None and run.epoch >= plan.end.epochs:
@@ -240,15 +246,12 @@ class Fit:
 
     def _finish(self, feed: Feed, *, raises: bool = True) -> None:
         """Saves the last step, or keeps it for the next `fit` where there is no workdir."""
-        data_state = self._data_state(feed)
+        # The feed is past this step after a divergence.
+        data_state = self._rewound or feed.state_at(self.run.step)
         with self.clock.spent("saving"):
             self._checkpointer.finish(self.run, self.state, data_state, raises=raises)
         if self.plan.workdir is None:
             self.ended = Ended(self.run, self.state, data_state)
-
-    def _data_state(self, feed: Feed) -> dict[str, Any]:
-        """Returns the source's state at this step, which the feed is past after a divergence."""
-        return feed.state_at(self.run.step) if self._rewound is None else self._rewound
 
     def _is_finite(self, watch: Watch, **how: bool) -> bool:
         """Returns whether the state is finite; otherwise goes back to the last one that is."""
@@ -259,9 +262,7 @@ class Fit:
         if found is None:
             return True
         found, self.state, self._rewound = found
-        run.step, run.reported = found.step, min(found.step, run.reported)
-        run.epoch, run.rows_seen = found.epoch, found.rows_seen
-        run.history[:] = [row for row in run.history if row["step"] <= run.step]
+        run.goes_back(found.step, found.epoch, found.rows_seen)
         diverged.note(plan.workdir, found)
         self._say(found)
         return False

@@ -90,6 +90,7 @@ def preflight(plan: Plan) -> Preflight:
     Raises:
         MemoryError: If it takes more memory than there is.
     """
+    plan.batches.skip([(0, list(plan.skip))] if plan.skip else [])
     state, data = program.initial_state(plan), plan.batches.data
     begun = time.perf_counter()
     with contextlib.ExitStack() as stack:

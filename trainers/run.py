@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from flax import nnx
@@ -31,6 +31,7 @@ class Run:
         status: How the run ended, None while it goes on.
         data_start: The step that began with batch 0: 0, unless the data was restarted.
         epoch_start: The step that began with the first batch of its epoch; noted of a stream.
+        skips: Pairs of a step and the numbers of the records that are left out from there on.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Run:
         self.status: Status | None = None
         self.data_start = 0
         self.epoch_start = 0
+        self.skips: list[tuple[int, list[int]]] = []
         self._model, self._optimizer_state = model, optimizer_state
 
     @property
@@ -108,12 +110,26 @@ class Run:
         """Returns whether the run ends after `step` steps."""
         return self.steps is not None and step >= self.steps
 
+    def goes_back(self, step: int, epoch: float, rows_seen: int) -> None:
+        """Forgets what was after `step` steps."""
+        self.step, self.reported = step, min(step, self.reported)
+        self.epoch, self.rows_seen = epoch, rows_seen
+        self.history[:] = [row for row in self.history if row["step"] <= step]
+
+    def skip(self, records: Iterable[int]) -> bool:
+        """Leaves out records from this step on; returns whether some were not left out before."""
+        known = {record for _, before in self.skips for record in before}
+        new = [record for record in records if record not in known]
+        self.skips += [(self.step, new)] if new else []
+        return bool(new)
+
     def takes(self, other: "Run") -> None:
         """Takes over where another run stands, and its history."""
         self.step, self.epoch, self.reported = other.step, other.epoch, other.reported
         self.rows_seen = other.rows_seen
         self.data_start, self.epoch_start = other.data_start, other.epoch_start
         self.history[:], self.stopped = other.history, other.stopped
+        self.skips[:] = other.skips
 
     def settle(self) -> None:
         """Makes what callbacks added to the last row of the history plain numbers, to be saved.

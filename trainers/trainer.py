@@ -1,8 +1,8 @@
 """The trainer: `Trainer(model, source).fit()`."""
 
-import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from trainers.arguments import Checkpoints, checked, integer, optional_integer
 from trainers.callbacks import Callback
 from trainers.data.adapt import as_batches, as_pipeline
+from trainers.data.skipped import numbers_of
 from trainers.devices import agreement, memory
 from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout, outside_mesh
@@ -25,13 +26,12 @@ from trainers.loop.inference import Inference, Model, dealt, identity
 from trainers.loop.plan import Plan, end_of, variables
 from trainers.preflight import Preflight, preflight
 from trainers.run import Result
-from trainers.step.average import Average, of, replaced
+from trainers.step.average import Average, averaged, of, replaced
 from trainers.step.model import expect_trainable, say_modes, split
 from trainers.step.optimizer import plain
 from trainers.step.state import State
 from trainers.step.step import Update
-from trainers.task.own import OwnLoss
-from trainers.task.task import infer
+from trainers.task.own import task_of
 from trainers.weights import initialize
 from trainers.workdir.store import absolute
 from trainers.writers import Writer
@@ -102,6 +102,9 @@ class Trainer:
             workdir.
         log_gradient_norm: Whether to log `train/gradient_norm`, its mean over the steps since the
             last log: the norm of the gradient before the optimizer changes it.
+        skip: Numbers of records to leave out, from the step on at which this run begins or goes on:
+            their weight is 0, and a record that stays is computed in their place. All else stays
+            bit-identical. A checkpoint remembers them. Such as `trainer.records_at(steps)`.
         seed: Seed of what the trainer itself draws: the keys of the stages' random numbers, where
             the source is no `Pipeline`, which has its own.
 
@@ -158,6 +161,7 @@ class Trainer:
         writers: Sequence[Writer] | None = None,
         profile: tuple[int, int] | None = None,
         log_gradient_norm: bool = False,
+        skip: Sequence[int] | np.ndarray = (),
         seed: int = 0,
     ):
         given = checked(
@@ -188,32 +192,23 @@ class Trainer:
             source, given.batch_size, shuffle=True, shards=given.shards, seed=given.seed
         )
         self.batch_size = int(self.pipeline.batch_size)
-        if self.batch_size % given.accumulate:
-            raise ValueError(
-                f"accumulate={accumulate} does not divide batch_size={self.batch_size}: each slice "
-                "has the same number of records."
-            )
         layout.expect_batch(self.batch_size, given.accumulate, dealt(self.pipeline))
         agreement.expect_same(identity(self.pipeline))
         agreement.together(lambda: memory.expect_data_fits(self.pipeline, layout.parts))
         self._batches = agreement.together(lambda: as_batches(self.pipeline, layout))
-        self._rows = jax.jit(self._batches.rows, out_shardings=layout.replicated)
         self.steps_per_epoch = self._batches.steps_per_epoch
         self._ema: nnx.State | None = None
         self._fit: Fit | None = None  # the run that goes on
         self._ended: Ended | None = None
         self._has_begun = False
-        if loss is None:
-            self._task = infer(model, self._batches, metrics, precision)
-        else:
-            self._task = OwnLoss(loss, self._batches, metrics, precision)
+        self._task = task_of(loss, model, self._batches, metrics, precision)
         expect_trainable(model, wrt)
         say_modes(model)
         self._inference = Inference(self._task, self.pipeline, layout)
         self._plan = Plan(
             model=model,
             pipeline=self.pipeline,
-            batches=self._batches,
+            batches=copy.copy(self._batches),  # of which a run leaves out what it skips
             layout=layout,
             task=self._task,
             objective=self._task.objective(self._batches, seed=given.seed),
@@ -231,6 +226,7 @@ class Trainer:
             writers=given.writers,
             resume_data=given.resume_data,
             profile=given.profile,
+            skip=numbers_of(skip, self.pipeline.source),
         )
 
     @outside_mesh
@@ -278,8 +274,8 @@ class Trainer:
             self._keep(fit.state)
         run = fit.run
         best = run.best(self._plan.checkpoint.best)
-        averaged = self._averaged()
-        return Result(run.step, self.model, averaged, run.metrics, run.history, best, status)
+        ema = averaged(self.model, self._ema, self._plan.update.wrt)
+        return Result(run.step, self.model, ema, run.metrics, run.history, best, status)
 
     def _ends(self, steps: int | None, epochs: int | None) -> None:
         steps, epochs = optional_integer("steps", steps), optional_integer("epochs", epochs)
@@ -298,12 +294,6 @@ class Trainer:
             average = of(state, self._plan.update.ema)
             params, rest, self._ema = self._layout.unplaced((state.params, state.rest, average))
             nnx.update(self.model, params, rest)
-
-    def _averaged(self) -> nnx.Module | None:
-        if self._ema is None:
-            return None
-        definition, params, rest = nnx.split(self.model, self._plan.update.wrt, ...)
-        return nnx.merge(definition, *replaced(self._ema, params, rest), copy=True)
 
     # --- evaluation ------------------------------------------------------------------------------
 
@@ -358,12 +348,21 @@ class Trainer:
         Returns:
             NumPy arrays of shape `(records, ...)`.
         """
-        t = integer("t", t, low=0)
-        with contextlib.closing(self._batches.feed()) as feed:
-            data, _ = feed.block(t)
-            found = jax.device_get(self._rows(data, self._batches.stages, np.int32(t)))
-            batch, valid = self._batches.in_order(found[:2])
-        return jax.tree.map(lambda x: x[valid], dict(batch))
+        return self._batches.batch_at(integer("t", t, low=0))
+
+    def records_at(self, steps: int | Iterable[int]) -> np.ndarray:
+        """Returns the numbers of the records of some steps, as `skip` takes them.
+
+        Args:
+            steps: Numbers of batches, from 0 as in `batch_at`.
+
+        Returns:
+            `int64` of shape `(records,)`, step after step; of a view, rows of the source below it.
+
+        Raises:
+            ValueError: If the source is a stream, whose records have no numbers.
+        """
+        return self._batches.records_at(steps)
 
     def _evaluated(self) -> Model:
         """Returns the model in evaluation mode; in a callback, it is the run's."""

@@ -45,6 +45,18 @@ def test_the_same_layout_gives_the_same_bits():
     assert_same(one.ema, other.ema)
 
 
+@pytest.mark.parametrize("shards", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_skipped_records_have_no_influence_on_any_number_of_devices(shards):
+    skip = trainer(MLP(), 1, shards=shards).records_at([3, 9])
+    spoilt = points(101)
+    spoilt["x"][skip] = np.nan
+    arguments = {"shards": shards, "skip": skip}
+    expected = losses(trainer(MLP(), 1, **arguments).fit())
+    for devices in (2, 4, 8):
+        found = trainer(MLP(), devices, memory(spoilt, shuffle=True), **arguments).fit()
+        np.testing.assert_allclose(losses(found), expected, rtol=1e-6)
+
+
 def test_without_a_mesh_all_devices_work():
     source = memory(points(101), shuffle=True)
     expected = trainer(MLP(), 8, source, steps=5).fit()

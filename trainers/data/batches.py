@@ -1,6 +1,9 @@
 """Batches by step number: the base of those that the compiled loop reads."""
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,10 +12,14 @@ import numpy as np
 from flax import nnx
 
 from datarax import HostColumn, Pipeline
+from datarax.errors import expect_between
 from datarax.order.canonical import with_shards, without_shards
 from datarax.order.epochs import steps_per_epoch
+from datarax.order.order import Order
+from datarax.order.permutation import MAX_RECORDS
 from datarax.pipeline.graph import formed
 from datarax.sources.source import Source
+from trainers.data.skipped import Skipped, Skips, expect_numbers, without
 from trainers.devices.layout import Layout
 
 
@@ -64,10 +71,12 @@ class Batches:
         key: The pipeline's key, from which the stages' keys are folded.
         spec: Shape and dtype of one record after the stages, by column, without host columns.
         host: The source's host columns, by name, that no stage replaced.
+        skipped: Records that are left out, None where there are none.
     """
 
     spec: dict[str, Any]
     host: dict[str, HostColumn]
+    skipped: Skipped | None = None
 
     def __init__(self, pipeline: Pipeline, source: Source, layout: Layout, drop_remainder: bool):
         self.batch_size, self.shards = pipeline.batch_size, pipeline.shards
@@ -134,6 +143,56 @@ class Batches:
                     "the seed and shuffle it had."
                 )
 
+    # --- records by number -----------------------------------------------------------------------
+
+    @property
+    def _order(self) -> Order:
+        source: Any = self._source
+        return dataclasses.replace(source.order, shards=self.shards)
+
+    def skip(self, skips: Skips) -> bool:
+        """Leaves out records, from some steps on; returns whether that changes the program."""
+        before = 0 if self.skipped is None else len(self.skipped.records)
+        found = Skipped.of(skips, self._order) if skips else None
+        self.skipped = None if found is None else self._layout.replicate(found)
+        return before != (0 if found is None else len(found.records))
+
+    def records_at(self, batches: int | Iterable[int]) -> np.ndarray:
+        """Returns the number of each record that counts in some batches, by arithmetic.
+
+        Args:
+            batches: Their numbers, from 0.
+
+        Returns:
+            `int64` of shape `(records,)`, batch after batch in the order of their positions.
+
+        Raises:
+            ValueError: If the source's records have no numbers, or a batch's is negative.
+        """
+        expect_numbers(self._source, "records_at(steps)")
+        assert self.length is not None
+        assert self.steps_per_epoch is not None
+        found, order = [np.empty(0, np.int64)], self._order
+        for t in batches if isinstance(batches, Iterable) else [batches]:
+            expect_between("steps", t, 0, MAX_RECORDS)
+            epoch, step = divmod(int(t), self.steps_per_epoch)
+            first = step * self.batch_size
+            positions = np.arange(first, min(first + self.batch_size, self.length))
+            found.append(order.host_records(epoch, positions).astype(np.int64))
+        return np.concatenate(found)
+
+    def batch_at(self, t: int) -> dict[str, np.ndarray]:
+        """Returns the records of batch `t` that count; NumPy arrays of shape `(records, ...)`."""
+        with contextlib.closing(self.feed()) as feed:
+            data, _ = feed.block(t)
+            found = jax.device_get(self._replicated_rows(data, self.stages, np.int32(t)))
+            batch, valid = self.in_order(found[:2])
+        return jax.tree.map(lambda x: x[valid], dict(batch))
+
+    @functools.cached_property
+    def _replicated_rows(self) -> Any:
+        return jax.jit(self.rows, out_shardings=self._layout.replicated)
+
     # --- in the compiled program -----------------------------------------------------------------
 
     def rows(self, data: Any, stages: nnx.State, t: jax.Array) -> tuple[Any, jax.Array, Any]:
@@ -146,13 +205,17 @@ class Batches:
 
     def form(self, data: Any, stages: nnx.State, t: jax.Array) -> tuple[Any, Any, jax.Array, Any]:
         """Returns the batch before the stages, and the three results of `rows`."""
-        stored, valid, epochs, positions, key = self._stored(data, t)
+        stored, valid, epoch, positions, key = self._stored(data, t)
+        if (skipped := data[-1]) is not None:
+            marked = skipped.marks(t, epoch, positions)
+            stored, valid = without(stored, marked), valid & ~marked
+        epochs = jnp.broadcast_to(epoch, positions.shape).astype(jnp.uint32)
         batch, stages = formed(self._graph, stages, stored, key, epochs, positions)
         return stored, batch, valid, stages
 
     def _stored(self, data: Any, t: jax.Array) -> tuple[Any, ...]:
-        """Returns batch `t` of the source, which of its records count, their epochs and positions,
-        and the stages' key."""
+        """Returns batch `t` of the source, which of its records count, its epoch, their positions,
+        and the stages' key. The last part of `data` are the skipped records."""
         raise NotImplementedError
 
     def in_order(self, batch: Any) -> Any:

@@ -65,7 +65,7 @@ class EagerBatches(Batches):
     def data_from(self, first: int) -> Any:
         """Returns the data of a run whose step `first` begins with batch 0."""
         first_step = self._layout.replicate(jnp.int32(first))
-        return self._held.data, self.key, first_step, self._held.order
+        return self._held.data, self.key, first_step, self._held.order, self.skipped
 
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the state of the source before batch `t`."""
@@ -98,13 +98,12 @@ class EagerBatches(Batches):
         return min(low), max(high)
 
     def _stored(self, data: Any, t: jax.Array) -> tuple[Any, ...]:
-        held, key, first, order = data
+        held, key, first, order, _ = data
         t = t - first
         epoch = t // self.steps_per_epoch
         start = (t % self.steps_per_epoch).astype(jnp.uint32) * np.uint32(self.batch_size)
         stored, positions = self._held.read(held, order, epoch, start, self.batch_size)
-        epochs = jnp.full(self.batch_size, epoch, jnp.uint32)
-        return stored, positions < np.uint32(self.length), epochs, positions, key
+        return stored, positions < np.uint32(self.length), epoch, positions, key
 
 
 class EagerFeed(Feed):

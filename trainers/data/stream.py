@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from datarax import Pipeline
@@ -67,7 +66,7 @@ class StreamBatches(Batches):
             return jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype, sharding=rows)
 
         record = self._record, np.zeros((), bool), np.uint32(0)
-        return *jax.tree.map(stacked, record), np.uint32(0), self.key, np.int32(0)
+        return *jax.tree.map(stacked, record), np.uint32(0), self.key, np.int32(0), self.skipped
 
     def feed(
         self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None, rows: int = 0
@@ -134,7 +133,7 @@ class StreamBatches(Batches):
         """Returns the state of all processes together, from each one's own after the same batch."""
         return own if self.readers == 1 else self._source.joined_state(agreement.collected(own))
 
-    def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
+    def numbers(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
         """Returns the number of each record of an epoch, or its rank; see `Source.records_at`."""
         return self._source.records_at(epoch, ranks)
 
@@ -143,12 +142,12 @@ class StreamBatches(Batches):
         return np.asarray(self._layout.replicate(array))
 
     def _stored(self, data: Any, t: jax.Array) -> tuple[Any, ...]:
-        columns, valid, ranks, epoch, key, start = data
+        columns, valid, ranks, epoch, key, start, _ = data
         stored, valid, ranks = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, t - start, keepdims=False),
             (columns, valid, ranks),
         )
-        return explained(stored, self._absent), valid, jnp.full(len(ranks), epoch), ranks, key
+        return explained(stored, self._absent), valid, epoch, ranks, key
 
 
 class StreamFeed(Feed):
@@ -174,10 +173,9 @@ class StreamFeed(Feed):
     def block(self, t: int) -> tuple[Any, int]:
         """Returns the data of step `t`, and the step up to which it serves."""
         block = self._reach(t)
-        return (
-            (*block.data, np.uint32(block.epoch), self._batches.key, np.int32(self._start)),
-            self._start + block.filled,
-        )
+        batches, epoch = self._batches, np.uint32(block.epoch)
+        data = *block.data, epoch, batches.key, np.int32(self._start), batches.skipped
+        return data, self._start + block.filled
 
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the source's state before step `t`, one of the last block's or its end."""
@@ -202,7 +200,7 @@ class StreamFeed(Feed):
         """Returns the number of each record of batch `t`; see `Feed.records`."""
         block = self._reach(t)
         ranks = self._batches.whole(block.data[2])[t - self._start]
-        return self._batches.records_at(block.epoch, ranks)
+        return self._batches.numbers(block.epoch, ranks)
 
     def close(self) -> None:
         """Ends the reading."""

@@ -119,7 +119,12 @@ class Layout:
         return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
 
     def expect_batch(self, batch_size: int, accumulate: int, shards: int) -> None:
-        """Raises `ValueError` where a batch cannot be spread evenly."""
+        """Raises `ValueError` where a batch cannot be sliced and spread evenly."""
+        if batch_size % accumulate:
+            raise ValueError(
+                f"accumulate={accumulate} does not divide batch_size={batch_size}: each slice has "
+                "the same number of records."
+            )
         count = self.parts
         for name, number in {"shards": shards, "batch_size": batch_size}.items():
             if (name == "batch_size" or shards > 1) and number % count:

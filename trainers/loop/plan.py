@@ -88,6 +88,7 @@ class Plan:
     writers: tuple[Writer, ...]
     resume_data: str
     profile: tuple[int, int] | None
+    skip: tuple[int, ...] = ()
 
 
 def evaluation_interval(plan: Plan) -> int | None:
@@ -112,7 +113,7 @@ def decisions(plan: Plan) -> dict[str, Any]:
     del told["command"]  # which may name the process
     told["the model's first parameters"] = variables(plan.model)
     told["callbacks"] = [one.steps if isinstance(one, every) else "log" for one in plan.callbacks]
-    told["profile"] = plan.profile
+    told["profile"], told["skip"] = plan.profile, plan.skip
     return told
 
 
@@ -161,5 +162,6 @@ def configuration(plan: Plan) -> dict[str, Any]:
         "device memory": memory.size(memory.limit()),
         "sharding": names["sharding"],
         "shards": plan.pipeline.shards,
+        "skip": f"{len(plan.skip)} records" if plan.skip else None,
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
     }

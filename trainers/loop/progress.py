@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from trainers.data.skipped import Skips
 from trainers.run import PLACE
 
 _SECONDS_BETWEEN_LINES = 10
@@ -124,6 +125,12 @@ def told_of_start(step: int, workdir: Any, init_from: Any) -> str:
         return f"Going on from step {step}, where fit() ended."
     instead = ", not from init_from" if init_from is not None else ""
     return f"Going on from step {step} in {workdir}{instead}."
+
+
+def told_of_skips(skips: Skips) -> str:
+    """Returns what to say of records that a run leaves out, or nothing."""
+    parts = [f"{len(records):,} records from step {step:,} on" for step, records in skips]
+    return f"Leaving out {', '.join(parts)}." if parts else ""
 
 
 def told_of_end(status: str, step: int, workdir: Any) -> str:

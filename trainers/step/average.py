@@ -76,3 +76,11 @@ def replaced(
         return keep_dtypes(values[name], own) if name in values else own
 
     return with_leaves(params, one), with_leaves(rest, one)
+
+
+def averaged(model: nnx.Module, average: nnx.State | None, wrt: Any) -> nnx.Module | None:
+    """Returns a copy of a model with the average's values, None where there is no average."""
+    if average is None:
+        return None
+    definition, params, rest = nnx.split(model, wrt, ...)
+    return nnx.merge(definition, *replaced(average, params, rest), copy=True)

@@ -11,7 +11,7 @@ from datarax.errors import listed
 from trainers.step.objective import Objective
 from trainers.task.inputs import Columns
 from trainers.task.metrics import Found, expect_computable
-from trainers.task.task import labels
+from trainers.task.task import Task, infer, labels
 
 _CALL = 'predict(source, lambda model, batch: model(batch["x"]))'
 
@@ -101,3 +101,16 @@ class OwnLoss:
             return found
 
         return outputs
+
+
+def task_of(
+    loss: Callable[[nnx.Module, dict], Any] | None,
+    model: nnx.Module,
+    columns: Columns,
+    chosen: type[clu.Collection] | None = None,
+    precision: Any = None,
+) -> Task | OwnLoss:
+    """Returns the task of an own loss; where there is none, the one that fits the columns."""
+    if loss is None:
+        return infer(model, columns, chosen, precision)
+    return OwnLoss(loss, columns, chosen, precision)
