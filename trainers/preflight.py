@@ -16,6 +16,7 @@ from trainers.loop import program
 from trainers.loop.clock import Pace
 from trainers.loop.plan import Plan
 from trainers.step.compiled import Loop
+from trainers.step.logits import Logits
 from trainers.step.state import State
 from trainers.workdir import compilation
 
@@ -38,6 +39,8 @@ class Preflight:
         compile_seconds: How long tracing and compiling took.
         step_seconds: How long a step takes.
         steps: Number of steps of the run; None where nobody knows how long a stream's epochs are.
+        logits: What a language model's logits take, and in how many slices they are computed; None
+            where the loss is another.
     """
 
     parameters: int
@@ -51,6 +54,7 @@ class Preflight:
     compile_seconds: float
     step_seconds: float
     steps: int | None
+    logits: Logits | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -71,6 +75,7 @@ class Preflight:
                 *([self.inferred] if self.inferred else []),
                 self.overview,
                 f"memory    {needed} of {size(self.limit_bytes)}: {parts}",
+                *([f"logits    {self.logits}"] if self.logits else []),
                 f"compiling {self.compile_seconds:.1f} s",
                 f"a step    {_seconds(self.step_seconds)}{rate}",
                 f"the run   {length}, without evaluating and saving",
@@ -114,6 +119,7 @@ def preflight(plan: Plan) -> Preflight:
         compile_seconds=compiled,
         step_seconds=step_seconds,
         steps=plan.end.expected,
+        logits=program.logits(plan),
     )
 
 

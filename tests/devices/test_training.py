@@ -12,6 +12,7 @@ from tests.support.devices import losses, trainer
 from tests.support.models import (
     CNN,
     MLP,
+    Language,
     Normed,
     Traced,
     arrays,
@@ -24,6 +25,8 @@ from tests.support.models import (
     points,
 )
 from trainers import every
+from trainers.loop import program
+from trainers.step import logits
 
 
 @pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 8])
@@ -73,6 +76,19 @@ def test_slices_on_many_devices_make_the_gradient_of_one_big_batch(accumulate, s
     expected = trainer(MLP(), 1, **arguments).fit()
     result = trainer(MLP(), 8, accumulate=accumulate, **arguments).fit()
     np.testing.assert_allclose(losses(result), losses(expected), rtol=1e-5)
+    assert_close(result.model, expected.model)
+
+
+def test_large_logits_are_computed_in_slices_of_each_devices_rows(monkeypatch):
+    monkeypatch.setattr(logits, "LARGEST", 2**10)
+    tokens = np.random.default_rng(0).integers(0, 40, (48, 9))
+    arguments = {"loss": None, "steps": 3, "optimizer": optax.sgd(1.0)}
+    source = memory({"input_ids": tokens})
+    runs = [trainer(Language(40), n, source, eval_source=source, **arguments) for n in (1, 4)]
+    assert [program.logits(run._plan).slices for run in runs] == [8, 4]
+    expected, result = (run.fit() for run in runs)
+    np.testing.assert_allclose(losses(result), losses(expected), rtol=1e-5)
+    assert result.metrics["eval/loss"] == pytest.approx(expected.metrics["eval/loss"], rel=1e-5)
     assert_close(result.model, expected.model)
 
 

@@ -16,6 +16,7 @@ from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
 from trainers.loop.clock import Pace
 from trainers.step.compiled import Loop
+from trainers.step.logits import measured
 from trainers.step.objective import Objective
 from trainers.step.precision import entered_in, lower, lower_params
 from trainers.step.state import Window
@@ -46,13 +47,19 @@ class Evaluator:
             rest: Its other variables.
         """
         if self._loop is None:
-            step = evaluation_step(definition, self._objective, self._batches.rows)
-            data, start = (params, rest, self._batches.data), self._start()
-            shardings = self._layout.shardings(start)
-            with self._layout.traced():
-                loop: Loop = agreement.together(
-                    lambda: Loop(step, start, data, shardings=shardings)
-                )
+            objective, batches, layout = self._objective, self._batches, self._layout
+            data, start = (params, rest, batches.data), self._start()
+            rows = batches.batch_size // layout.parts
+
+            def traced() -> Loop:
+                model = definition, params, rest
+                logits = measured(objective, model, batches.spec, rows, gradient=False)
+                count = 1 if logits is None else logits.slices
+                step = evaluation_step(definition, objective, batches.rows, layout.slices, count)
+                return Loop(step, start, data, shardings=layout.shardings(start))
+
+            with layout.traced():
+                loop: Loop = agreement.together(traced)
             agreement.expect_same_program(lambda: loop.lowered, "the evaluation's program")
             self._loop = loop
         return self._loop

@@ -1,5 +1,6 @@
 """The program of a run: the state it begins with, and its compiled steps."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from trainers.devices.variables import concrete, without_value
 from trainers.loop.plan import Plan
 from trainers.step.average import begun, of, replaced
 from trainers.step.compiled import Loop
+from trainers.step.logits import Logits, measured
 from trainers.step.model import split
 from trainers.step.optimizer import rate_of
 from trainers.step.state import State, Window
@@ -90,15 +92,28 @@ def loop(
         goes_on: As in `Loop`; None: while the loss is finite.
     """
     definition = split(plan.model, plan.update.wrt, training=True)[0]
-    rows, layout = rows or plan.batches.rows, plan.layout
-    step = train_step(definition, plan.objective, plan.update, rows, layout.slices)
+    rows, layout, update = rows or plan.batches.rows, plan.layout, plan.update
+    if (found := logits(plan)) is not None:
+        update = dataclasses.replace(update, accumulate=update.accumulate * found.slices)
+    step = train_step(definition, plan.objective, update, rows, layout.slices)
     rest = data, goes_on or _finite, layout.shardings(state)
     with layout.traced():
         traced = Loop(around(step), state, *rest)
-        if traced.from_python and plan.update.accumulate > 1:
+        if traced.from_python and update.accumulate > 1:
             # The slices' own loop would be as slow as the steps'.
             traced = Loop(around(functools.partial(step, unroll=True)), state, *rest)
     return traced
+
+
+def logits(plan: Plan) -> Logits | None:
+    """Returns what a language model's logits take of a device, and in how many slices; else None.
+
+    The slices are those of one slice of `accumulate`.
+    """
+    model = split(plan.model, plan.update.wrt, training=True)
+    rows = plan.batches.batch_size // plan.layout.parts // plan.update.accumulate
+    with plan.layout.traced():
+        return measured(plan.objective, model, plan.batches.spec, rows, gradient=True)
 
 
 def evaluated(plan: Plan, state: State) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

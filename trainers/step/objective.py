@@ -26,6 +26,8 @@ class Objective:
             losses and metrics keep theirs.
         seed: Seed of the random numbers of a step; then the loss takes a third argument, the key of
             the step. None: it takes none.
+        by_token: Whether the outputs have `logits` of each token, of rows that a language model may
+            be given one by one.
     """
 
     loss: Callable[..., Any]
@@ -33,8 +35,9 @@ class Objective:
     label: str | None = None
     precision: Any = None
     seed: int | None = None
+    by_token: bool = False
 
-    def key(self, t: jax.Array) -> jax.Array | None:
+    def key(self, t: Any) -> jax.Array | None:
         """Returns the key of step `t`, None where the loss takes none."""
         return None if self.seed is None else jax.random.fold_in(jax.random.key(self.seed), t)
 

@@ -153,13 +153,21 @@ def _expect_gradient(jaxpr: core.Jaxpr, params: nnx.State) -> None:
     )
 
 
-def evaluation_step(definition: nnx.GraphDef, objective: Objective, rows: Rows):
+def evaluation_step(
+    definition: nnx.GraphDef,
+    objective: Objective,
+    rows: Rows,
+    slices: Callable[[Any, int], Any],
+    count: int = 1,
+) -> Callable[..., Any]:
     """Returns the function that adds one batch to a window.
 
     Args:
         definition: The model's graph, in evaluation mode.
         objective: The loss and the metrics.
         rows: As in `train_step`.
+        slices: As in `train_step`.
+        count: Number of slices in which the batch is computed.
     """
 
     def step(state: tuple[Window, nnx.State], data: Any, t: jax.Array):
@@ -167,9 +175,17 @@ def evaluation_step(definition: nnx.GraphDef, objective: Objective, rows: Rows):
         params, rest, columns = data
         batch, valid, stages = rows(columns, stages, t)
         lowered = lower(params, objective.precision), lower_params(rest, objective.precision)
-        model = nnx.merge(definition, *lowered, copy=True)
-        loss, (weight, metrics) = objective(model, batch, valid, objective.key(t))
-        return keep_dtypes((window.add(loss, weight, metrics), stages), state)
+
+        def one(window, part: Any):
+            model = nnx.merge(definition, *lowered, copy=True)
+            loss, (weight, metrics) = objective(model, *part, objective.key(t))
+            return keep_dtypes(window.add(loss, weight, metrics), window), None
+
+        if count == 1:
+            window, _ = one(window, (batch, valid))
+        else:
+            window, _ = jax.lax.scan(one, window, slices((batch, valid), count))
+        return keep_dtypes((window, stages), state)
 
     return step
 

@@ -29,6 +29,9 @@ class Kind(abc.ABC):
     outputs = "logits"
     """What the model's outputs are called."""
 
+    by_token = False
+    """Whether there is a loss, and logits, of each token."""
+
     def __init__(
         self,
         label: str | None,
@@ -144,6 +147,8 @@ class NextToken(Kind):
     Args:
         spec: Shapes and dtypes of the columns.
     """
+
+    by_token = True
 
     def __init__(self, spec: Mapping[str, Any]):
         by = [name for name in ("attention_mask", "weights", "segment_ids") if name in spec]

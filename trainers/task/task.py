@@ -106,7 +106,9 @@ class Task:
             return losses, outputs
 
         collection = self._chosen or self._kind.metrics
-        return Objective(loss, collection, self.label, self.precision, draws)
+        # In evaluation a model that takes random streams is given the same ones at each call.
+        by_token = self._kind.by_token and (seed is not None or not self._call.draws)
+        return Objective(loss, collection, self.label, self.precision, draws, by_token)
 
     def predicts(self, model: nnx.Module, columns: Columns) -> Callable[[nnx.Module, dict], Any]:
         """Returns `(model, batch) -> outputs`, for a source that may have no label."""
