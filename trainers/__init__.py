@@ -6,6 +6,7 @@ from trainers.callbacks import every
 from trainers.devices.distributed import initialize
 from trainers.run import Result
 from trainers.trainer import Trainer
-from trainers.weights import export, load
+from trainers.weights.export import export
+from trainers.weights.load import load
 
 __all__ = ["Checkpoints", "Result", "Trainer", "every", "export", "initialize", "load"]

@@ -26,7 +26,7 @@ from trainers.loop.watch import Watch
 from trainers.report.report import writers_of
 from trainers.run import Run, Status
 from trainers.step.compiled import Loop
-from trainers.weights import initialize
+from trainers.weights.initialize import initialize
 from trainers.workdir import diverged
 from trainers.workdir.checkpointer import Checkpointer
 

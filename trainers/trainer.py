@@ -32,7 +32,7 @@ from trainers.step.optimizer import plain
 from trainers.step.state import State
 from trainers.step.step import Update
 from trainers.task.own import task_of
-from trainers.weights import initialize
+from trainers.weights.initialize import initialize, part_of
 from trainers.workdir.store import absolute
 from trainers.writers import Writer
 
@@ -91,8 +91,9 @@ class Trainer:
             is written anywhere. Steps, cadences, callbacks and devices may change in between; the
             data, its order, the batch size, the model and the optimizer may not.
         init_from: Weights to begin with, before the first step: another run's workdir, or a
-            `.safetensors` file with the names `export` writes. Where the workdir holds a
-            checkpoint of this run, that is taken instead.
+            `.safetensors` file with the names `export` writes; or a `trainers.weights.Part` of
+            either, for a model with another head or with LoRA. Where the workdir holds a checkpoint
+            of this run, that is taken instead.
         resume_data: `"exact"`, or `"restart"` to begin other data anew with the model of the
             checkpoint.
         callbacks: Callables `run -> bool | None`, called at each log, or every `n` steps with
@@ -222,7 +223,7 @@ class Trainer:
             callbacks=given.callbacks,
             checkpoint=given.checkpoint,
             workdir=None if workdir is None else absolute(workdir),
-            init_from=None if init_from is None else absolute(init_from),
+            init_from=part_of(init_from),
             writers=given.writers,
             resume_data=given.resume_data,
             profile=given.profile,

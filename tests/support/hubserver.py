@@ -60,7 +60,7 @@ def _read(files: Files) -> dict[str, bytes]:
 
 
 class HubServer:
-    """Serves dataset repositories as the Hub does: info, tree, resolve, redirects, refusals.
+    """Serves repositories of datasets or models as the Hub does: info, tree, resolve, refusals.
 
     Args:
         fault: called with every `Request` before it is answered; None answers as usual, an
@@ -145,9 +145,9 @@ class HubServer:
 
 
 _API = re.compile(
-    r"/api/datasets/(?P<id>[^/]+(?:/(?!revision/|tree/|paths-info/|auth-check)[^/]+)?)(?P<rest>.*)"
+    r"/api/(?:datasets|models)/(?P<id>[^/]+(?:/(?!revision/|tree/|paths-info/|auth-check)[^/]+)?)(?P<rest>.*)"
 )
-_RESOLVE = re.compile(r"/datasets/(?P<id>[^/]+(?:/(?!resolve/)[^/]+)?)/resolve/(?P<rest>.+)")
+_RESOLVE = re.compile(r"/(?:datasets/)?(?P<id>[^/]+(?:/(?!resolve/)[^/]+)?)/resolve/(?P<rest>.+)")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -84,7 +84,7 @@ class Plan:
     callbacks: tuple[Callback, ...]
     checkpoint: Checkpoints
     workdir: epath.Path | None
-    init_from: epath.Path | None
+    init_from: Any
     writers: tuple[Writer, ...]
     resume_data: str
     profile: tuple[int, int] | None

@@ -9,7 +9,7 @@ from flax import nnx
 from tests.support.models import MLP, Normed, arrays, assert_same, labelled
 from tests.support.runs import at, ruin, said, trainer
 from trainers import Checkpoints, Trainer, export, load
-from trainers.weights import initialize
+from trainers.weights import Part, initialize
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -137,11 +137,11 @@ def test_what_only_one_of_the_two_has_is_said_and_another_shape_refused(trained,
     model = MLP(seed=4)
     initialize(model, workdir)
     np.testing.assert_array_equal(model.out.kernel[...], load(workdir)["out"]["kernel"])
-    (warning,) = said(caplog, "trainers.weights")
-    assert "the model lacks 'calls', 'dropout.rngs.count'" in warning
+    (warning,) = said(caplog, "trainers.weights.initialize")
+    assert "not in the model:\n  calls () int32\n  dropout.rngs.count () uint32" in warning
     with pytest.raises(ValueError, match=r"hidden.bias has \(8,\) and \(9,\) here"):
         initialize(Wide(), workdir)
-    with pytest.raises(ValueError, match=r"does not fit this Linear: its names .*all differ"):
+    with pytest.raises(ValueError, match=r"does not fit this Linear: its names all differ"):
         initialize(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), workdir)
     with pytest.raises(FileNotFoundError, match=r"has the steps \[\]: write init_from=workdir"):
         trainer(None, init_from=tmp_path).fit()
@@ -187,3 +187,43 @@ def test_any_state_is_trained_saved_resumed_loaded_and_exported(tmp_path):
     export(result.model, tmp_path / "model.safetensors")
     loaded = load(tmp_path / "model.safetensors", Anything())
     assert_same(nnx.state(loaded, nnx.Param), nnx.state(result.model, nnx.Param))
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+class Headed(nnx.Module):
+    """A `Normed` under another name, with a head of its own."""
+
+    def __init__(self, classes=7):
+        self.body = Normed(seed=8)
+        self.head = nnx.Linear(3, classes, rngs=nnx.Rngs(0))
+
+
+def test_load_of_what_matches_by_prefix_and_shape(trained, caplog):
+    result, workdir = trained
+    model = load(workdir, Wide(), match="")
+    np.testing.assert_array_equal(model.out.bias[...], result.model.out.bias[...])
+    assert_same(nnx.state(model.hidden), nnx.state(Wide().hidden))
+    (warning,) = said(caplog, "trainers.weights.fitting")
+    assert "hidden.kernel: (4, 9) float32 in the model, (4, 8) float32 there" in warning
+    with pytest.raises(ValueError, match=r"Nothing of .* that match='hidden' names fits this Wide"):
+        load(workdir, Wide(), match="hidden")
+    headed = load(workdir, Headed(), match={"": "body"})
+    assert_same(nnx.state(headed.body, nnx.Param), nnx.state(result.model, nnx.Param))
+    assert_same(headed.body.dropout.rngs, Normed(seed=8).dropout.rngs)
+    other = load(workdir, Headed(), match={"hidden": "body.hidden", "out.bias": "body.out.bias"})
+    assert_same(other.body.hidden, result.model.hidden)
+    np.testing.assert_array_equal(other.body.out.kernel[...], Normed(seed=8).out.kernel[...])
+    with pytest.raises(TypeError, match="match is a int: expected a prefix"):
+        load(workdir, Wide(), match=3)
+
+
+def test_a_run_begins_with_a_part_of_another(trained, caplog):
+    result, workdir = trained
+    start = Part(workdir, match=["hidden", "norm"])
+    run = trainer(None, model=Normed(seed=3), init_from=start, wrt=nnx.PathContains("out"), steps=1)
+    model = run.fit().model
+    assert_same(model.hidden, result.model.hidden)
+    assert np.abs(model.out.kernel[...] - Normed(seed=3).out.kernel[...]).max() < 0.02
+    assert "out.kernel (8, 3) float32" in said(caplog, "trainers.weights.initialize")[0]
