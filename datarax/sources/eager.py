@@ -206,7 +206,7 @@ class EagerSourceBase(RandomAccessSource):
         """Yields the next `count` records, and some more: see `Source.take`."""
         if count:
             yield self._rows(*self.position(), -(-count // step) * step)
-            self.advance(count)
+            self.skip(count)
             self._counts.applied += count
 
     def _rows(self, epoch: int, index: int, size: int) -> dict[str, Any]:

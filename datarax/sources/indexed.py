@@ -173,7 +173,7 @@ class IndexedSourceBase(RandomAccessSource):
         """Returns what `get_batch` does, as NumPy arrays."""
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
         batch = self._host_rows(*self.position(), batch_size)
-        self.advance(batch_size)
+        self.skip(batch_size)
         self._counts.applied += batch_size
         return batch
 

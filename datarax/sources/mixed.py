@@ -1,8 +1,8 @@
-"""A mixture: records of several sources, in fixed proportions."""
+"""A mixture: records of several sources, in proportions that may change."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,12 @@ from flax import nnx
 from datarax.columns.host import HostColumn
 from datarax.columns.rows import on_device
 from datarax.errors import expect_between
-from datarax.module import expect_dict, register_host_state
-from datarax.order.draws import MixtureDraws
+from datarax.order.draws import Stop, draws_of, stages_of
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.alike import expect_alike
-from datarax.sources.source import Source, SourceConfigBase
+from datarax.sources.mixed_state import Place, PositionedMixture
+from datarax.sources.source import SourceConfigBase
 from datarax.stream.block import Block
-
-STATE_VERSION = 2
-
-register_host_state(MixtureDraws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,29 +25,30 @@ class MixedSourceConfig(SourceConfigBase):
     """Configuration of `MixedSource`: the fields of every source's, and no others."""
 
 
-class MixedPosition(NamedTuple):
-    """Where a mixture stands: its draws, and the positions of its sources."""
-
-    draws: int
-    ups: tuple[int, ...]
-    sources: tuple[Any, ...]
-
-
-class MixedSource(Source):
-    """Records of several sources in fixed proportions: an unbounded stream.
+class MixedSource(PositionedMixture):
+    """Records of several sources in proportions that hold in every thousand draws.
 
     Each round of 1,000 draws holds `1000 * weight` records of each source, to within one, evenly
     spread; over many rounds the proportions are exact. A source that ends begins its next epoch.
 
+    Weights in stages change with the draws: a round holds what the weights sum up to over it, to
+    within one, and the records before a stage's first draw do not depend on it.
+
+    With `stop="never"` a mixture is an unbounded stream. With `"first"` or `"all"` it has epochs,
+    which are alike: the draws and the stages begin again, and each source goes on where it is.
+
     Args:
-        sources: Eager sources or streams whose records have the same columns.
-        weights: One positive number a source; only their proportions count.
+        sources: Sources whose records have the same columns: eager, indexed, streams, mixtures.
+        weights: One positive number a source; only their proportions count. Or stages, pairs of
+            the first draw and the weights from it on, as `[(0, [0.7, 0.3]), (10_000, [1, 1])]`.
+        stop: Where an epoch ends: `"never"`; with the last record of the source that ends
+            `"first"`; or when `"all"` sources have ended, of which others have begun again.
         rngs: Random streams that the source keeps; they never decide the order.
         name: A name for messages.
 
     Raises:
-        ValueError: If the columns or the names of their classes differ, or the weights do not fit
-            the sources.
+        ValueError: If the columns or the names of their classes differ, the weights do not fit
+            the sources, or an epoch would have no end.
         TypeError: If something is no source.
 
     Example:
@@ -59,41 +56,46 @@ class MixedSource(Source):
         >>> high = MemorySource(MemorySourceConfig(), {"x": np.arange(100, 110)})
         >>> MixedSource([low, high], weights=[3, 1]).get_batch(8)["x"].tolist()
         [0, 1, 100, 2, 3, 4, 101, 5]
+        >>> stages = [(0, [1, 0]), (4, [0, 1])]
+        >>> mixture = MixedSource([low, high], stages, stop="first")
+        >>> len(mixture), mixture.get_batch(6)["x"].tolist()
+        (14, [0, 1, 2, 3, 100, 101])
     """
-
-    is_endless: ClassVar[bool] = True
 
     def __init__(
         self,
         sources: Sequence[Any],
-        weights: Sequence[float],
+        weights: Sequence[Any],
         *,
+        stop: Stop = "never",
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
     ):
         super().__init__(MixedSourceConfig(), rngs=rngs, name=name)
-        sources, weights = list(sources), list(weights)
-        if not sources or len(sources) != len(weights) or not all(w > 0 for w in weights):
-            raise ValueError(
-                f"{len(sources)} sources and weights={weights}: expected one positive weight a "
-                "source, as in MixedSource([a, b], weights=[0.7, 0.3])."
-            )
+        sources = list(sources)
+        stages = stages_of(weights, len(sources))
         expect_alike(sources)
+        if stop not in get_args(Stop):
+            raise ValueError(f'stop={stop!r}: expected "never", "first" or "all".')
         self.sources = nnx.List(sources)
-        self._draws = MixtureDraws(weights)
+        self.stop = stop
+        lengths = tuple(source.length for source in sources)
+        self._draws = nnx.static(draws_of(stages, lengths, stop))
+        self._stages = nnx.static(stages)
+        self._place = Place()
 
     @property
-    def weights(self) -> tuple[float, ...]:
-        """The proportions, which sum to 1."""
-        return self._draws.weights
-
-    @property
-    def length(self) -> None:
-        """None: it never ends."""
-        return None
+    def length(self) -> int | None:
+        """Draws in an epoch; None where it never ends."""
+        return self._draws.length
 
     def __len__(self) -> int:
-        raise TypeError(f"{self.label} has no length: a mixture never ends.")
+        if self.length is None:
+            raise TypeError(
+                f'{self.label} has no length: a mixture never ends, unless you write stop="first" '
+                'or stop="all".'
+            )
+        return self.length
 
     def element_spec(self) -> dict[str, Any]:
         """Returns the shape and dtype of one record; see `Source.element_spec`."""
@@ -124,7 +126,7 @@ class MixedSource(Source):
         return self.sources[0].host_columns()
 
     def get_batch(self, batch_size: int) -> dict[str, Any]:
-        """Returns the next `batch_size` records, never fewer.
+        """Returns the next `batch_size` records, never fewer, on into the next epoch.
 
         Args:
             batch_size: Number of records.
@@ -137,142 +139,122 @@ class MixedSource(Source):
     def get_host_batch(self, batch_size: int) -> dict[str, Any]:
         """Returns the batch of `get_batch`; NumPy arrays where all sources are streams."""
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
-        before = self.position()
+        before, parts, left = self.position(), [], batch_size
         try:
-            chosen = self._draws.take(batch_size)
-            parts, row, read = [], np.empty(batch_size, np.int64), 0
-            for number, source in enumerate(self.sources):
-                mine = np.flatnonzero(chosen == number)
-                row[mine] = read + np.arange(len(mine))
-                for part in source.take(len(mine), step=-(-batch_size // 8)):
-                    read += len(jax.tree.leaves(part)[0])
-                    parts.append(part)
+            while left:
+                self._roll()
+                parts.append(self._read(self._next(left), batch_size))
+                left -= len(jax.tree.leaves(parts[-1])[0])
         except BaseException:
             self.rewind(self.state_at(before))
             raise
+        self._roll()
         self._counts.applied += batch_size
-        return jax.tree.map(lambda *columns: _joined(columns)[row], *parts)
+        return _joined(*parts)
 
     def take(self, count: int, step: int) -> Iterator[dict[str, Any]]:
         """Yields the next `count` records in one part; see `Source.take`."""
         if count:
             yield self.get_host_batch(count)
 
+    def skip(self, count: int) -> None:
+        """Goes `count` records on; see `Source.skip`."""
+        before = self._given()
+        self._place.index += count
+        self._roll()
+        for source, more in zip(self.sources, self._given() - before, strict=True):
+            source.skip(int(more))
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields records without end."""
-        while True:
-            yield jax.tree.map(lambda column: column[0], self.get_batch(1))
+        """Yields the records of one epoch, or without end."""
+        for batch in self.epoch_batches(1):
+            yield jax.tree.map(lambda column: column[0], on_device(batch))
 
     def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
-        """Yields batches without end."""
-        while True:
-            yield self.get_host_batch(batch_size)
+        """Yields batches to the end of an epoch, the last one short; or without end."""
+        expect_between("batch_size", batch_size, 1, MAX_RECORDS)
+        self.begin_epoch()
+        self._roll()
+        epoch = self._place.epoch
+        while epoch == self._place.epoch:
+            yield self.get_host_batch(self._next(batch_size))
 
     def begin_epoch(self) -> bool:
-        """Does nothing: a `for` goes on where the mixture stands, since it has no epochs."""
-        return False
+        """Goes to where a `for` begins; see `Source`. Without end, a `for` goes on where it is."""
+        resumes, self._place.resumes = self._place.resumes, False
+        if not self.is_endless and self._place.index and not resumes:
+            self.next_epoch()
+        return resumes and not self.is_endless
+
+    def next_epoch(self) -> None:
+        """Goes to the start of the next epoch: what is left of this one is read over."""
+        assert self.length is not None
+        self.skip(self.length - self._place.index)
 
     def read_batches(self, batches: int, batch_size: int) -> Block:
-        """Returns the next batches stacked; see `Source.read_batches`."""
-        positions, read = [self.position()], []
+        """Returns the next batches stacked; see `Source.read_batches`.
+
+        An epoch's last batch is filled up with its own records, which do not count.
+        """
+        first, positions, parts = self._place.index, [self.position()], []
         for _ in range(batches):
-            read.append(self.get_host_batch(batch_size))
+            if size := self._next(batch_size):
+                rows = np.arange(batch_size) % size
+                parts.append(jax.tree.map(lambda x, r=rows: np.asarray(x)[r], self._read(size)))
             positions.append(self.position())
-        columns = jax.tree.map(lambda *columns: np.stack(columns), *read)
-        shape = batches, batch_size
-        draws = np.uint32(positions[0].draws % 2**32) + np.arange(
-            batches * batch_size, dtype=np.uint32
+        index = first + np.arange(batches * batch_size).reshape(batches, batch_size)
+        valid = np.ones_like(index, bool) if self.length is None else index < self.length
+        ranks = (index % 2**32).astype(np.uint32)
+        columns = jax.tree.map(
+            lambda spec: np.empty((0, batch_size, *spec.shape), spec.dtype), self.element_spec()
         )
-        return Block(columns, np.ones(shape, bool), draws.reshape(shape), 0, batches, positions, 0)
+        if parts:
+            missing = batches - len(parts)
+            columns = jax.tree.map(lambda *x: np.stack([*x, *x[:1] * missing]), *parts)
+        return Block(columns, valid, ranks, self._place.epoch, len(parts), positions, 0)
 
-    # --- state -----------------------------------------------------------------------------------
+    def _next(self, batch_size: int) -> int:
+        """Returns how many of the next records are of this epoch."""
+        return (
+            batch_size if self.length is None else min(batch_size, self.length - self._place.index)
+        )
 
-    def position(self) -> MixedPosition:
-        """Returns the position, of which `state_at` makes a state, also later."""
-        sources = tuple(source.position() for source in self.sources)
-        return MixedPosition(self._draws.done, self._draws.ups, sources)
+    def _roll(self) -> None:
+        self._place.roll(self.length)
 
-    def state_at(self, position: MixedPosition) -> dict[str, Any]:
-        """Returns the state of the mixture when it stands at `position`."""
-        pairs = zip(self.sources, position.sources, strict=True)
-        return {
-            "version": STATE_VERSION,
-            "epoch": 0,  # it never ends
-            "index": position.draws,
-            "ups": list(position.ups),
-            "weights": list(self.weights),
-            "sources": [source.state_at(its) for source, its in pairs],
-        }
+    def _given(self) -> np.ndarray:
+        """Returns how many records of each source were drawn so far."""
+        return self._draws.given(self._place.index) + self._place.epoch * self._draws.counts
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a state that `get_state` returned, of a mixture of the same data.
-
-        Raises:
-            TypeError: If `state` is no dict.
-            ValueError: If its structure, its weights or the data of a source differ.
-        """
-        expect_dict(state)
-        own = self.get_state()
-        if state.keys() != own.keys() or state["version"] != STATE_VERSION:
-            raise ValueError(
-                f"The state is not that of a mixture: it has {sorted(state)} of version "
-                f"{state.get('version')}, {self.label} reads {sorted(own)} of {STATE_VERSION}."
-            )
-        for name in ("sources", "weights", "ups"):
-            if not isinstance(state[name], (list, tuple)):
-                raise ValueError(f"The state's {name} are {state[name]!r:.60}: expected a list.")
-        if len(state["sources"]) != len(self.sources):
-            raise ValueError(
-                f"The state is that of a mixture of {len(state['sources'])} sources, "
-                f"{self.label} has {len(self.sources)}."
-            )
-        if list(state["weights"]) != own["weights"]:
-            raise ValueError(
-                f"The state is of a mixture with weights={state['weights']}, {self.label} has "
-                f"{own['weights']}. Restore it with those, or begin anew."
-            )
-        self._draws.expect_reached(state["index"], state["ups"])
-        try:
-            for source, its in zip(self.sources, state["sources"], strict=True):
-                source.set_state(its)
-        except BaseException:
-            for source, its in zip(self.sources, own["sources"], strict=True):
-                source.set_state(its)
-            raise
-        self._draws.go_to(int(state["index"]), state["ups"])
-
-    def rewind(self, state: dict[str, Any]) -> None:
-        """Goes to a state of this mixture."""
-        self.set_state(state)
-
-    def reset(self, seed: int | None = None) -> None:
-        """Goes back to the first draw and to the start of each source's epoch 0.
-
-        Args:
-            seed: A new seed for every source; None keeps theirs.
-        """
-        for source in self.sources:
-            source.reset(seed)
-        self._draws.restart()
-
-    def set_random_order(self, enabled: bool) -> None:
-        """Sets whether the sources are read in random order."""
-        for source in self.sources:
-            source.set_random_order(enabled)
-
-    def close(self) -> None:
-        """Closes the files that the sources have open."""
-        for source in self.sources:
-            source.close()
+    def _read(self, size: int, batch_size: int = 0) -> dict[str, Any]:
+        """Returns the next records of this epoch."""
+        index = self._place.index + np.arange(size)
+        chosen, _ = self._draws.at(np.zeros(size, np.int64), index)
+        parts, row, read = [], np.empty(size, np.int64), 0
+        for number, source in enumerate(self.sources):
+            mine = np.flatnonzero(chosen == number)
+            row[mine] = read + np.arange(len(mine))
+            for part in source.take(len(mine), step=-(-(batch_size or size) // 8)):
+                read += len(jax.tree.leaves(part)[0])
+                parts.append(part)
+        self._place.index += size
+        return jax.tree.map(lambda column: column[row], _joined(*parts))
 
     def clone(self) -> Self:
         """Returns a mixture at the same position that moves on its own."""
-        clone = type(self)([s.clone() for s in self.sources], self.weights, name=self.name)
-        clone._draws.go_to(self._draws.done, self._draws.ups)
+        sources = [source.clone() for source in self.sources]
+        clone = type(self)(sources, self._stages, stop=self.stop, name=self.name)
+        clone._place = dataclasses.replace(self._place)
         return clone
 
 
-def _joined(columns: Sequence[Any]) -> Any:
-    if all(isinstance(column, np.ndarray) for column in columns):
-        return np.concatenate(columns)
-    return jnp.concatenate(columns)
+def _joined(*parts: Any) -> Any:
+    """Returns batches one after the other, NumPy arrays where all are."""
+
+    def one(*columns: Any) -> Any:
+        if len(columns) == 1:
+            return columns[0]
+        host = all(isinstance(column, np.ndarray) for column in columns)
+        return np.concatenate(columns) if host else jnp.concatenate(columns)
+
+    return jax.tree.map(one, *parts)

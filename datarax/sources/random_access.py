@@ -137,7 +137,7 @@ class RandomAccessSource(Viewable):
         """Goes to the start of the next epoch."""
         self.move(int(self.epoch.get_value()) + 1, 0)
 
-    def advance(self, count: int) -> None:
+    def skip(self, count: int) -> None:
         """Goes `count` records on, into the next epochs."""
         epoch, index = self.position()
         epochs, index = divmod(index + count, self.length)
@@ -172,7 +172,7 @@ class RandomAccessSource(Viewable):
                 "get_batch_at(start, size, key) there, or Pipeline(...).step()."
             )
         batch = self._rows(*self.position(), batch_size)
-        self.advance(batch_size)
+        self.skip(batch_size)
         self._counts.applied += batch_size
         return batch
 

@@ -34,17 +34,20 @@ class Source(DataraxModule):
         is_traceable: Whether compiled programs form the batches, by arithmetic on `columns`;
             otherwise they are read in host memory.
         is_indexable: Whether records can be read by number: `source[i]`, `host_rows`.
-        is_endless: Whether it has no epochs and never ends.
     """
 
     is_traceable: ClassVar[bool] = False
     is_indexable: ClassVar[bool] = False
-    is_endless: ClassVar[bool] = False
 
     length: int | None
     fingerprint: str
 
     # --- records ---------------------------------------------------------------------------------
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether it has no epochs and never ends."""
+        return False
 
     @property
     def label(self) -> str:
@@ -177,6 +180,14 @@ class Source(DataraxModule):
                 compiled. The records above `count` stay the source's next.
         """
         raise NotImplementedError
+
+    def skip(self, count: int) -> None:
+        """Goes `count` records on, into the next epochs; a stream reads them."""
+        while count:
+            size = min(count, 1024)
+            for _ in self.take(size, step=1):
+                pass
+            count -= size
 
     def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
         """Yields batches to the end of one epoch, the last one short; it begins as a `for` does.

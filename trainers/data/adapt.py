@@ -82,8 +82,9 @@ def as_batches(pipeline: Pipeline, layout: Layout, *, stored_order: bool = False
     """
     if stored_order and pipeline.source.is_endless:
         raise ValueError(
-            "A mixture never ends, so it cannot be evaluated: give its sources, each by itself, as "
-            'in eval_source={"a": a, "b": b}.'
+            "A mixture never ends, so it cannot be evaluated: write MixedSource(..., "
+            'stop="first"), or give its sources, each by itself, as in '
+            'eval_source={"a": a, "b": b}.'
         )
     kind = EagerBatches if pipeline.source.is_traceable else StreamBatches
     return kind(pipeline, layout, stored_order=stored_order)

@@ -60,7 +60,7 @@ def end_of(batches: Batches, pipeline: Pipeline, steps: int | None, epochs: int 
     if pipeline.source.is_endless:
         raise ValueError(
             f"A mixture never ends, so epochs={epochs} says nothing: write Trainer(..., "
-            "steps=10_000)."
+            'steps=10_000), or MixedSource(..., stop="first").'
         )
     expected = None if per_epoch is None else integer("steps", epochs * per_epoch)
     return End(None, epochs, expected) if pipeline.is_stream else End(expected, None, expected)
