@@ -32,6 +32,8 @@ class Run:
         data_start: The step that began with batch 0: 0, unless the data was restarted.
         epoch_start: The step that began with the first batch of its epoch; noted of a stream.
         skips: Pairs of a step and the numbers of the records that are left out from there on.
+        spikes: Steps whose loss stands out, in order: of each its `batch`, as in `batch_at`, and by
+            how many `deviations`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Run:
         self.data_start = 0
         self.epoch_start = 0
         self.skips: list[tuple[int, list[int]]] = []
+        self.spikes: list[dict[str, Any]] = []
         self._model, self._optimizer_state = model, optimizer_state
 
     @property
@@ -115,6 +118,7 @@ class Run:
         self.step, self.reported = step, min(step, self.reported)
         self.epoch, self.rows_seen = epoch, rows_seen
         self.history[:] = [row for row in self.history if row["step"] <= step]
+        self.spikes[:] = [spike for spike in self.spikes if spike["batch"] < step - self.data_start]
 
     def skip(self, records: Iterable[int]) -> bool:
         """Leaves out records from this step on; returns whether some were not left out before."""
@@ -129,7 +133,7 @@ class Run:
         self.rows_seen = other.rows_seen
         self.data_start, self.epoch_start = other.data_start, other.epoch_start
         self.history[:], self.stopped = other.history, other.stopped
-        self.skips[:] = other.skips
+        self.skips[:], self.spikes[:] = other.skips, other.spikes
 
     def settle(self) -> None:
         """Makes what callbacks added to the last row of the history plain numbers, to be saved.

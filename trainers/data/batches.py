@@ -181,6 +181,10 @@ class Batches:
             found.append(order.host_records(epoch, positions).astype(np.int64))
         return np.concatenate(found)
 
+    def numbered_at(self, batch: int) -> np.ndarray | None:
+        """Returns what `records_at` does, None where the records have no numbers."""
+        return self.records_at(batch) if self._source.is_indexable else None
+
     def batch_at(self, t: int) -> dict[str, np.ndarray]:
         """Returns the records of batch `t` that count; NumPy arrays of shape `(records, ...)`."""
         with contextlib.closing(self.feed()) as feed:

@@ -20,6 +20,7 @@ from trainers.step.compiled import Loop
 from trainers.step.logits import Logits, measured
 from trainers.step.model import split
 from trainers.step.optimizer import rate_of
+from trainers.step.spike import Trend
 from trainers.step.state import State, Window
 from trainers.step.step import Rows, train_step
 
@@ -45,6 +46,7 @@ def initial_state(plan: Plan) -> State:
         plan.objective.metrics,
         gradient_norm=update.gradient_norm,
         learning_rate=rate_of(update.optimizer, optimizer, jnp.int32(0)) is not None,
+        spike=True,
     )
     return State(
         params=params,
@@ -54,6 +56,7 @@ def initial_state(plan: Plan) -> State:
         stages=layout.replicate(as_carry(plan.batches.stages)),
         window=layout.replicate(as_carry(window)),
         loss=layout.replicate(jnp.zeros(())),
+        trend=layout.replicate(as_carry(Trend.begun())),
     )
 
 

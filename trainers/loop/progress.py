@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from trainers.data.skipped import Skips
@@ -131,6 +132,32 @@ def told_of_skips(skips: Skips) -> str:
     """Returns what to say of records that a run leaves out, or nothing."""
     parts = [f"{len(records):,} records from step {step:,} on" for step, records in skips]
     return f"Leaving out {', '.join(parts)}." if parts else ""
+
+
+def told_of_spike(spike: Mapping[str, Any], records: np.ndarray | None) -> str:
+    """Returns what to say of a step whose loss stands out.
+
+    Args:
+        spike: Its `batch` and by how many `deviations`.
+        records: The numbers of the batch's records, None where they have none.
+    """
+    batch = spike["batch"]
+    line = (
+        f"The loss of batch {batch} stands out: {spike['deviations']:.1f} deviations above those "
+        f"of the last 1,000 steps. Look at it with trainer.batch_at({batch})"
+    )
+    if records is None:
+        return f"{line}."
+    return (
+        f"{line}; its records are {some(records)}. To go on without them from a checkpoint before, "
+        f"write Trainer(..., skip=trainer.records_at({batch}))."
+    )
+
+
+def some(numbers: np.ndarray, most: int = 8) -> str:
+    """Returns the first few numbers and how many others there are."""
+    told, others = ", ".join(map(str, numbers[:most])), len(numbers) - most
+    return f"{told} and {others} others" if others > 0 else told
 
 
 def told_of_end(status: str, step: int, workdir: Any) -> str:

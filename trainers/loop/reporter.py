@@ -13,11 +13,14 @@ from trainers.loop import program
 from trainers.loop.cadence import Cadence
 from trainers.loop.clock import Clock, Pace
 from trainers.loop.plan import Plan
-from trainers.loop.progress import Progress
+from trainers.loop.progress import Progress, told_of_spike
 from trainers.loop.signals import Signals
 from trainers.run import Run
+from trainers.step.spike import DEVIATIONS, Spike
 from trainers.step.state import State, Window
 from trainers.writers import Writers
+
+_SPIKES = 5  # of a run are said; the report has all
 
 
 class Reporter:
@@ -114,12 +117,24 @@ class Reporter:
 
     def _trained(self, window: Window) -> dict[str, float]:
         """Returns what a window's sums, in host memory, tell of the steps since the last log."""
+        self._look_at(window.spike)
         row = _prefixed("train/", window.compute())
         if self._plan.task.has_tokens:
             logs = reversed(self._run.history)
             before = next((log["tokens_seen"] for log in logs if "tokens_seen" in log), 0.0)
             row["tokens_seen"] = before + float(window.weight)
         return row
+
+    def _look_at(self, spike: Spike | None) -> None:
+        """Notes a loss that stands out, and says whose it is."""
+        run, batches = self._run, self._plan.batches
+        if spike is None or spike.deviations <= DEVIATIONS:
+            return
+        found = {"batch": int(spike.step) - run.data_start, "deviations": float(spike.deviations)}
+        if found not in run.spikes:  # it is, where a signal came before the log was done
+            run.spikes.append(found)
+            if len(run.spikes) <= _SPIKES:
+                self._progress.say(told_of_spike(found, batches.numbered_at(found["batch"])))
 
     def _write(self) -> None:
         """Writes and shows the last row of the history."""

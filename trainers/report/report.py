@@ -14,11 +14,13 @@ from trainers.devices import agreement
 from trainers.devices.variables import named
 from trainers.loop.clock import Clock
 from trainers.loop.plan import Plan, configuration
+from trainers.loop.progress import some
 from trainers.report import chart, page, samples
 from trainers.run import PLACE, Run
 from trainers.writers import JsonLines, Writer, Writers, written_hparams
 
 _SHARE = 0.005  # of a run's time goes into its report, at most
+_SPIKES = 20  # the last ones are shown
 _SECONDS = 5  # between two versions of the page, at least
 
 
@@ -72,7 +74,8 @@ class Report:
         run = self._run
         status = (run.status or "ended early") if closed else "running"
         title = f"{type(self._plan.model).__name__} on {name_of(self._plan)}"
-        body = self._head(title, status) + self._curves() + self._time() + self._constant
+        head = self._head(title, status) + self._curves()
+        body = head + self._spikes() + self._time() + self._constant
         refresh = None if closed else 2 * _SECONDS
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(page.page(f"{title}: {status}", body, refresh=refresh))
@@ -120,6 +123,19 @@ class Report:
                 page.figure("examples/s", chart.lines({"rate": self._rates}, label="step"))
             )
         return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>' if figures else ""
+
+    def _spikes(self) -> str:
+        rows, batches = [], self._plan.batches
+        for spike in self._run.spikes[-_SPIKES:]:
+            records = batches.numbered_at(spike["batch"])
+            numbers = "" if records is None else some(records, 64)
+            rows.append([f"{spike['batch']:,}", f"{spike['deviations']:.1f}", page.text(numbers)])
+        if not rows:
+            return ""
+        lead = "Above those of the last 1,000 steps. <code>Trainer(..., skip=records)</code> goes "
+        table = page.table(("batch", "deviations", "records"), rows, numbers=(0, 1))
+        lead = f'<p class="lead">{lead}on without records from a checkpoint before.</p>'
+        return f"<h2>Losses that stand out</h2>{lead}{table}"
 
     def _time(self) -> str:
         spent = self._clock.seconds

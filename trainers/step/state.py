@@ -12,6 +12,7 @@ from clu import metrics as clu
 from flax import nnx
 
 from trainers.devices.arrays import as_carry, keep_dtypes
+from trainers.step.spike import Spike, Trend
 
 
 @jax.tree_util.register_dataclass
@@ -25,6 +26,7 @@ class Window:
         metrics: The metrics' state.
         gradient_norm: Sum and number of the gradients' norms, or None.
         learning_rate: The last step's, float32, or None.
+        spike: The loss that stands out most, or None.
     """
 
     loss: jax.Array
@@ -32,6 +34,7 @@ class Window:
     metrics: clu.Collection
     gradient_norm: clu.Average | None = None
     learning_rate: jax.Array | None = None
+    spike: Spike | None = None
 
     @classmethod
     def empty(
@@ -40,28 +43,40 @@ class Window:
         *,
         gradient_norm: bool = False,
         learning_rate: bool = False,
+        spike: bool = False,
     ) -> "Window":
         """Returns the window before the first step."""
-        return _empty(metrics, gradient_norm, learning_rate)
+        return _empty(metrics, gradient_norm, learning_rate, spike)
 
     def begun_anew(self) -> "Window":
         """Returns a window of the same sums before the first step."""
-        shown = self.gradient_norm is not None, self.learning_rate is not None
-        return _empty(type(self.metrics), *shown)
+        shown = self.gradient_norm, self.learning_rate, self.spike
+        return _empty(type(self.metrics), *(one is not None for one in shown))
 
     def add(self, loss: jax.Array, weight: jax.Array, metrics: clu.Collection) -> "Window":
         """Returns the window with one more batch's sums; dtypes stay as they are."""
-        sums = self.loss + loss, self.weight + weight, self.metrics.merge(metrics)
-        return keep_dtypes(Window(*sums, self.gradient_norm, self.learning_rate), self)
+        loss, weight, metrics = self.loss + loss, self.weight + weight, self.metrics.merge(metrics)
+        window = dataclasses.replace(self, loss=loss, weight=weight, metrics=metrics)
+        return keep_dtypes(window, self)
 
-    def add_update(self, gradients: nnx.State, rate: jax.Array | None) -> "Window":
-        """Returns the window with one more step's gradient and learning rate, where it has them."""
+    def add_update(
+        self, gradients: nnx.State, rate: jax.Array | None, deviations: jax.Array, t: jax.Array
+    ) -> "Window":
+        """Returns the window with what it keeps of one more step's update.
+
+        Args:
+            gradients: The step's gradients.
+            rate: Its learning rate, or None.
+            deviations: How many deviations its loss lies above the trend.
+            t: The number of finished steps before it.
+        """
         norm = self.gradient_norm
         if norm is not None:
             own = optax.tree.norm(gradients).astype(jnp.float32)
             norm = norm.merge(clu.Average.from_model_output(own))
         rate = None if self.learning_rate is None else rate
-        return dataclasses.replace(self, gradient_norm=norm, learning_rate=rate)
+        spike = None if self.spike is None else self.spike.or_later(deviations, t)
+        return dataclasses.replace(self, gradient_norm=norm, learning_rate=rate, spike=spike)
 
     def compute(self) -> dict[str, Any]:
         """Returns the loss, the metrics and the gradient's norm by name, as NumPy values."""
@@ -82,11 +97,14 @@ class Window:
         return values
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # one call: each log begins a new window
-def _empty(metrics: type[clu.Collection], gradient_norm: bool, learning_rate: bool) -> Window:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))  # one call: each log begins a new window
+def _empty(
+    metrics: type[clu.Collection], gradient_norm: bool, learning_rate: bool, spike: bool
+) -> Window:
+    highest = Spike.none() if spike else None
     norms = clu.Average.empty() if gradient_norm else None
     rate = jnp.zeros(()) if learning_rate else None
-    return Window(jnp.zeros(()), jnp.zeros(()), *as_carry((metrics.empty(), norms, rate)))
+    return Window(jnp.zeros(()), jnp.zeros(()), *as_carry((metrics.empty(), norms, rate, highest)))
 
 
 @jax.tree_util.register_dataclass
@@ -102,6 +120,7 @@ class State:
         stages: Variables of the pipeline's stages.
         window: Sums since the last log.
         loss: The last step's loss, float32.
+        trend: Mean and variance of the last losses.
     """
 
     params: nnx.State
@@ -111,3 +130,4 @@ class State:
     stages: nnx.State
     window: Window
     loss: jax.Array
+    trend: Trend

@@ -121,8 +121,10 @@ def train_step(
         if ema is not None and update.decay is not None:
             ema = moved(ema, params, rest, t, update.decay)
         window = state.window.add(sum_.loss, sum_.weight, sum_.metrics)
-        window = window.add_update(gradients, rate_of(update.optimizer, optimizer_state, t))
-        new = State(params, rest, optimizer_state, ema, stages, window, loss)
+        rate, trend = rate_of(update.optimizer, optimizer_state, t), state.trend
+        window = window.add_update(gradients, rate, trend.deviations(loss), t)
+        trend = trend.moved(loss)
+        new = State(params, rest, optimizer_state, ema, stages, window, loss, trend)
         new = keep_dtypes(new, state)
         return (new, gradients) if gradient else new
 

@@ -110,8 +110,8 @@ class Checkpointer:
         run.history[:], run.stopped = saved["history"], saved["stopped"]
         run.epoch, run.epoch_start = saved["epoch"], saved.get("epoch_start", 0)
         run.rows_seen = saved.get("rows_seen", self._plan.batches.counted(run.step))
-        # Numbers of other data's records say nothing of these.
-        run.skips[:] = saved.get("skips", []) if start == saved["first"] else []
+        told = saved if start == saved["first"] else {}  # other data's records have other numbers
+        run.skips[:], run.spikes[:] = told.get("skips", []), told.get("spikes", [])
         self._saved = run.step, run.reported
         state = items.with_arrays(state, arrays, self._plan.update.wrt)
         self.save_best(run, state, data)  # it is missing, where the run was killed while writing it
@@ -289,5 +289,6 @@ class Checkpointer:
             "first": run.data_start,  # its name since format 1
             "history": run.history,
             "skips": run.skips,
+            "spikes": run.spikes,
             "config": items.config_of(self._plan),
         }

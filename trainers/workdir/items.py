@@ -15,6 +15,7 @@ from trainers.step.state import State
 
 _SUMS, AVERAGE = "training.window.", "training.ema."
 _LOSS = {f"{_SUMS}loss", f"{_SUMS}weight"}  # of every run, whatever its metrics are
+_TREND = "training.trend.", f"{_SUMS}spike."  # which checkpoints up to 0.1.0 lack
 _FORMER = "._applied.value", "._skipped.value"  # of stages up to 0.1.0, which count no more
 
 
@@ -83,9 +84,10 @@ def taken_up(arrays: dict[str, Any], saved: dict[str, str]) -> dict[str, Any]:
         saved: Dtype and shape of each array of the checkpoint, by its path.
     """
     own = kinds(arrays)
-    begins = {name for name in own.keys() - saved.keys() if name.startswith(AVERAGE)}
-    if _of(own, _SUMS) != _of(saved, _SUMS):
-        begins |= _of(own, _SUMS).keys() - _LOSS
+    begins = {name for name in own.keys() - saved.keys() if name.startswith((AVERAGE, *_TREND))}
+    sums = {name: kind for name, kind in _of(own, _SUMS).items() if name not in begins}
+    if sums != _of(saved, _SUMS):
+        begins |= sums.keys() - _LOSS
     training = {n: x for n, x in arrays["training"].items() if f"training.{n}" not in begins}
     for name in _of(own, AVERAGE).keys() & saved.keys():  # kept in the parameters' dtype once
         path = name.removeprefix("training.")

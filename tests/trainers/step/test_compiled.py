@@ -28,6 +28,7 @@ from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
 from trainers.step.compiled import Loop
 from trainers.step.model import split
+from trainers.step.spike import Trend
 from trainers.step.state import State, Window
 from trainers.step.step import Update, train_step
 from trainers.task.task import infer
@@ -119,10 +120,8 @@ def _parts(model, source, batch_size):
 
     def start():
         window = Window.empty(objective.metrics)
-        state = State(
-            params, rest, optimizer.init(params), None, batches.stages, window, jnp.zeros(())
-        )
-        return as_carry(state)
+        sums = window, jnp.zeros(()), Trend.begun()
+        return as_carry(State(params, rest, optimizer.init(params), None, batches.stages, *sums))
 
     return step, batches.data, start
 
