@@ -9,10 +9,13 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, Any
 
 import datasets
 import datasets.config
@@ -30,10 +33,18 @@ _SUMMED = 64 << 10  # bytes in a sum
 _PART = 256  # sums made by a core at a time
 _LENGTH = 8  # bytes of the number that ends a file
 
+Stored = tuple[np.ndarray, dict[int, str]]
+"""Pixels of shape `(n, ...)`, and what is wrong with images, by row."""
+
+
+def worth(size: int) -> bool:
+    """Returns whether images of about `size` decoded bytes are worth a file."""
+    return size >= _LEAST
+
 
 def enabled(size: int) -> bool:
     """Returns whether images of about `size` decoded bytes are kept on disk."""
-    return size >= _LEAST and os.environ.get("DATARAX_CACHE", "1") != "0"
+    return worth(size) and os.environ.get("DATARAX_CACHE", "1") != "0"
 
 
 def cache_key(column: Column) -> str:
@@ -46,7 +57,7 @@ def cache_key(column: Column) -> str:
     return digest.hex()
 
 
-def load(key: str) -> tuple[np.ndarray, dict[int, str]] | None:
+def load(key: str) -> Stored | None:
     """Returns what was stored under a key, or None if nothing is that is whole.
 
     The pixels map the file, so processes of one machine share their memory; what is written into
@@ -90,29 +101,82 @@ def store(key: str, pixels: np.ndarray, damage: dict[int, str]) -> None:
         pixels: The images, of shape `(n, ...)`.
         damage: What is wrong with images, by row.
     """
-    notes = {"dtype": pixels.dtype.str, "shape": pixels.shape, "damage": damage}
-    text = json.dumps(notes | {"checksum": _checksum(pixels)}).encode()
+
+    def write(file: IO[bytes]) -> Stored:
+        pixels.tofile(file)
+        return pixels, damage
+
+    stored(key, pixels.nbytes, write)
+
+
+def stored(key: str, size: int, write: Callable[[IO[bytes]], Stored]) -> Stored | None:
+    """Stores decoded images that are written straight into their file, whole or not at all.
+
+    What was not used for longest is dropped. Where there is no room, nothing is stored, and a
+    warning says so once.
+
+    Args:
+        key: A key from `cache_key`.
+        size: About how many bytes they take.
+        write: Writes the pixels to the file's begin; returns them, and what is wrong with images.
+
+    Returns:
+        What `write` returned, or None if nothing could be stored.
+    """
     directory = _directory()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if not _make_room(directory, pixels.nbytes):
-            return
+        if not _make_room(directory, size):
+            return None
         with tempfile.NamedTemporaryFile(dir=directory, suffix=".part", delete=False) as file:
             try:
-                pixels.tofile(file)
+                pixels, damage = write(file)
+                notes = {"dtype": pixels.dtype.str, "shape": pixels.shape, "damage": damage}
+                text = json.dumps(notes | {"checksum": _checksum(pixels)}).encode()
+                file.seek(0, os.SEEK_END)
                 file.write(text + len(text).to_bytes(_LENGTH, "little"))
                 file.flush()
                 os.replace(file.name, directory / key)
-                logger.info(
-                    "Decoded images (%.3g GB) are kept in %s, so that the next start only reads "
-                    "them. DATARAX_CACHE=0 turns this off, DATARAX_CACHE_BYTES limits it.",
-                    *(pixels.nbytes / 1e9, directory),
-                )
             except BaseException:
                 os.unlink(file.name)
                 raise
     except OSError as error:
         _warn_once(str(directory), error.strerror)
+        return None
+    logger.info(
+        "Decoded images (%.3g GB) are kept in %s, so that the next start only reads them. "
+        "DATARAX_CACHE=0 turns this off, DATARAX_CACHE_BYTES limits it.",
+        *(pixels.nbytes / 1e9, directory),
+    )
+    return pixels, damage
+
+
+class PixelFile:
+    """Pixels that are written into a file row by row, by several threads, and then map it.
+
+    Args:
+        file: An open file; the pixels begin it.
+        shape: Their shape, `(n, ...)`.
+        dtype: Their dtype.
+    """
+
+    def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype):
+        self._file, self._shape, self._dtype = file, shape, dtype
+        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
+
+    def __setitem__(self, row: int, pixels: np.ndarray) -> None:
+        array: Any = np.ascontiguousarray(pixels, self._dtype)
+        data = memoryview(array).cast("B")
+        at = row * self._row_bytes
+        while data:  # a disk that fills up takes a part, and raises at the next call
+            written = os.pwrite(self._file.fileno(), data, at)
+            data, at = data[written:], at + written
+
+    def mapped(self) -> np.ndarray:
+        """Returns the pixels; rows that were not written are 0."""
+        os.truncate(self._file.fileno(), self._shape[0] * self._row_bytes)
+        mapped = np.memmap(self._file.name, self._dtype, "r", shape=self._shape)
+        return mapped.view(np.ndarray)
 
 
 def _directory() -> Path:

@@ -94,6 +94,30 @@ def image_shape(value: dict[str, Any]) -> tuple[int, int, int] | None:
         return None  # decoding it tells what is wrong
 
 
+def looked_at(feature: datasets.Image, value: dict[str, Any]) -> tuple[tuple[int, int], str] | None:
+    """Returns size and mode of what `open_image` makes of an image, by its header.
+
+    None for an image that is damaged.
+    """
+    encoded, path = value["bytes"], value["path"]
+    try:
+        if encoded is None and not (path and is_local_path(path)):
+            image = open_image(feature, value)
+            return image.size, image.mode
+        with PIL.Image.open(path if encoded is None else BytesIO(encoded)) as image:
+            # Pillow decodes a PNG to find its EXIF chunk, so look for the chunk's name first.
+            may_turn = encoded is None or image.format != "PNG" or b"eXIf" in encoded
+            turned = may_turn and image.getexif().get(Exif.Orientation, 1) in (5, 6, 7, 8)
+            width, height = image.size
+            size = (height, width) if turned else (width, height)
+            mode = feature.mode or image.mode
+            if mode in ("P", "PA"):
+                mode = "RGBA" if mode == "PA" or "transparency" in image.info else "RGB"
+            return size, "L" if mode == "1" else mode
+    except (DamagedImage, *_RAISED):
+        return None  # decoding it tells what is wrong
+
+
 def dimensions(size: tuple[int, ...] | None) -> str:
     """Returns what an error says of width and height, None for no image."""
     return "None" if size is None else f"{size[0]}x{size[1]} pixels"

@@ -1,7 +1,7 @@
 """Image columns: encoded files, in Arrow or on disk, become one array of pixels."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from datarax.columns.image_file import (
 )
 
 Damage = dict[int, str]  # what is wrong with an image, by row
+Allocate = Callable[[tuple[int, ...], np.dtype], Any]
 
 _BATCH = 1024  # rows in work at a time, at most
 _SHOWN = 64  # rows that show how large the images are
@@ -47,26 +48,33 @@ def load_images(column: Column, cache: bool = True) -> tuple[np.ndarray, Damage]
         Misfit: A row is None, of another size, or of a mode that has none in common with the rest.
         ValueError: No image is whole.
     """
-    if not image_cache.enabled(_estimated_bytes(column)) or not cache:
-        return _decoded(column)
+    if not image_cache.enabled(estimated_bytes(column)) or not cache:
+        return decoded(column)
     key = image_cache.cache_key(column)
     found = image_cache.load(key)
     if found is None:
-        found = _decoded(column)
+        found = decoded(column)
         image_cache.store(key, *found)
     return found
 
 
-def _decoded(column: Column) -> tuple[np.ndarray, Damage]:
+def decoded(column: Column, allocate: Allocate = np.empty) -> tuple[Any, Damage]:
+    """Decodes images of one size; see `load_images`.
+
+    Args:
+        column: A column of images.
+        allocate: Makes of a shape and a dtype what the pixels are written into, row by row and on
+            several threads.
+    """
     mode = None
     while True:
         try:
-            return _decode(column, _Canvas(column.rows, mode))
+            return _decode(column, _Canvas(column.rows, mode, allocate))
         except _Wider as wider:  # at most twice: L, then LA or RGB, then RGBA
             mode = wider.mode
 
 
-def _decode(column: Column, canvas: "_Canvas") -> tuple[np.ndarray, Damage]:
+def _decode(column: Column, canvas: "_Canvas") -> tuple[Any, Damage]:
     damage = {}
 
     def draw(row: int, value: dict[str, Any]) -> None:
@@ -78,7 +86,7 @@ def _decode(column: Column, canvas: "_Canvas") -> tuple[np.ndarray, Damage]:
             canvas.draw(row, image)
 
     with ThreadPoolExecutor(cores()) as pool:
-        for batch in _encoded(column):
+        for batch in encoded(column):
             while canvas.pixels is None and batch:
                 draw(*batch.pop(0))
             apply = pool.map if canvas.large else map
@@ -100,12 +108,13 @@ class _Wider(Exception):
 class _Canvas:
     """The array of a column; the first image drawn decides its size."""
 
-    def __init__(self, rows: Rows, mode: str | None):
+    def __init__(self, rows: Rows, mode: str | None, allocate: Allocate):
         self.rows = rows
         self.mode = mode
+        self.allocate = allocate
         self.size = 0, 0
         self.first = 0
-        self.pixels: np.ndarray | None = None
+        self.pixels: Any = None
 
     @property
     def large(self) -> bool:
@@ -117,11 +126,11 @@ class _Canvas:
             self.mode = widest({self.mode or image.mode, image.mode}) or image.mode
         assert self.mode is not None
         if image.size != self.size:
-            raise _unlike(self.rows, row, dimensions(image.size), self.first, dimensions(self.size))
+            raise unlike(self.rows, row, dimensions(image.size), self.first, dimensions(self.size))
         if image.mode != self.mode:
             mode = widest({self.mode, image.mode})
             if mode is None:
-                raise _unlike(
+                raise unlike(
                     self.rows, row, f"of mode {image.mode}", self.first, f"of mode {self.mode}"
                 )
             if mode != self.mode:
@@ -130,29 +139,29 @@ class _Canvas:
         drawn = np.asarray(image)
         if self.pixels is None:
             dtype = drawn.dtype.newbyteorder("=")
-            self.pixels = np.empty((self.rows.length, *drawn.shape), dtype)
+            self.pixels = self.allocate((self.rows.length, *drawn.shape), dtype)
         self.pixels[row] = drawn
 
 
-def _unlike(rows: Rows, row: int, found: str, first: int, begun: str) -> Misfit:
+def unlike(rows: Rows, row: int, found: str, first: int, begun: str) -> Misfit:
     return Misfit(rows.number(row), f"is {found} where row {rows.number(first)} is {begun}")
 
 
-def _estimated_bytes(column: Column) -> int:
+def estimated_bytes(column: Column) -> int:
     """Returns about what the decoded column takes, from the headers of the first rows.
 
     No array is begun before, and nothing hashed: photos of many sizes would ask for far too much.
     """
     first = None
-    for row, value in next(_encoded(column, _SHOWN)):
+    for row, value in next(encoded(column, _SHOWN)):
         shape = image_shape(value)
         if shape and first and sorted(shape[:2]) != sorted(first[1][:2]):  # EXIF data may turn it
-            raise _unlike(column.rows, row, dimensions(shape), first[0], dimensions(first[1]))
+            raise unlike(column.rows, row, dimensions(shape), first[0], dimensions(first[1]))
         first = first or (shape and (row, shape))
     return column.rows.length * math.prod(first[1]) if first else 0
 
 
-def _encoded(column: Column, most: int = _BATCH) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+def encoded(column: Column, most: int = _BATCH) -> Iterator[list[tuple[int, dict[str, Any]]]]:
     """Yields batches of rows and their encoded images."""
     for where, block in blocks(column.values, column.rows, most):
         rows = indices(where)

@@ -98,7 +98,7 @@ def load_columns(
     leaves = [leaf for column in stored for leaf in parts(column, scope)]
 
     loaded, damage = {}, {}
-    for leaf in filter(_is_image, leaves):  # first, since they tell which rows to skip
+    for leaf in filter(is_image, leaves):  # first, since they tell which rows to skip
         loaded[leaf.path], found = _images(leaf, cache, verify=on_bad_rows == "skip")
         if found and on_bad_rows == "raise":
             raise damaged(leaf, *min(found.items()))
@@ -151,7 +151,7 @@ def _row_numbers(rows: np.ndarray, length: int) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
-def _is_image(column: Column) -> bool:
+def is_image(column: Column) -> bool:
     if pictures_a_row(column.feature, column.values.type):
         return True
     return isinstance(column.feature, datasets.Image) and column.feature.decode

@@ -35,13 +35,9 @@ def dense(column: Column, scope: Rows) -> np.ndarray:
         ValueError: A 64-bit integer does not fit into 32 bits.
     """
     whole = Column(column.path, column.feature, column.values, scope)
-    leaf = leaf_type(column.values.type)
-    if not is_number(leaf):
-        raise Misfit(0, f"is {shown(whole.row(0)[0])}")
-    shape = row_shape(whole.row(0))
+    shape = first_shape(whole)
     if column.rows is not scope:
-        for _, block in blocks(whole.values, scope):
-            _expect(whole, block, shape)
+        expect_shape(whole, shape)
 
     if column.rows.positions is None and column.values.num_chunks == 1:
         block = plain(column.values.chunk(0))
@@ -57,11 +53,29 @@ def dense(column: Column, scope: Rows) -> np.ndarray:
         if out is None:  # not before a block is known to fit: one long row would ask for too much
             dtype = array_dtype(column.feature, read.dtype)
             out = np.empty((column.rows.length, *shape), dtype)
-        _check_range(column, read, dtype, indices(where))
+        expect_range(column, read, dtype, indices(where))
         with np.errstate(over="ignore"):  # a float64 out of range rounds to infinity
             out[where] = read
     assert out is not None  # there are rows
     return out
+
+
+def first_shape(column: Column) -> tuple[int, ...]:
+    """Returns the shape of a column's first row; a `Misfit` where it holds no numbers."""
+    if not is_number(leaf_type(column.values.type)):
+        raise Misfit(0, f"is {shown(column.row(0)[0])}")
+    return row_shape(column.row(0))
+
+
+def expect_shape(column: Column, shape: tuple[int, ...]) -> None:
+    """Raises a `Misfit` for the first row that is None, holds None or has another shape."""
+    every = Rows(len(column.values))
+    if column.rows.positions is not None and all(
+        fits(block, shape) for _, block in blocks(column.values, every)
+    ):
+        return  # so do some of them: to take these from Arrow would copy all that they hold
+    for _, block in blocks(column.values, column.rows):
+        _expect(column, block, shape)
 
 
 def array_dtype(feature: object, stored: np.dtype) -> np.dtype:
@@ -101,7 +115,15 @@ def _unlike(row: pa.Array, shape: tuple[int, ...]) -> str:
     return f"has shape {other} where row 0 has {shape}"
 
 
-def _check_range(column: Column, read: np.ndarray, dtype: np.dtype, rows: np.ndarray) -> None:
+def expect_range(column: Column, read: np.ndarray, dtype: np.dtype, rows: np.ndarray) -> None:
+    """Raises `ValueError` for the first stored integer that does not fit into a dtype.
+
+    Args:
+        column: The column.
+        read: Some of its rows as they are stored, shape `(k, ...)`.
+        dtype: The dtype, as `array_dtype` gives it.
+        rows: Which rows of the column they are, int64 of shape `(k,)`.
+    """
     if dtype.kind not in "iu" or dtype.itemsize == read.dtype.itemsize or not read.size:
         return
     limits = np.iinfo(dtype)

@@ -1,6 +1,7 @@
 """Rows of columns: a gather for arrays, host columns beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -8,6 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from datarax.columns.host import Absent, HostColumn, is_host, object_array
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """Some rows of a source, in host memory.
+
+    Args:
+        columns: Nested dict of NumPy arrays of shape `(k, ...)`; object arrays for host columns.
+        whole: Which rows could be read, bool of shape `(k,)`. The others do not count: the image of
+            another row, or a black one or None, stands in the place of a damaged one.
+    """
+
+    columns: dict[str, Any]
+    whole: np.ndarray
+
+
+def joined(parts: Sequence[ReadRows]) -> ReadRows:
+    """Returns the rows of all parts, one part after the other."""
+    columns = jax.tree.map(lambda *columns: np.concatenate(columns), *(p.columns for p in parts))
+    return ReadRows(columns, np.concatenate([part.whole for part in parts]))
 
 
 class TracedBatch(dict):

@@ -108,7 +108,7 @@ class ReadBatches:
     def epoch(self, drop_remainder: bool) -> Iterator[Any]:
         """Yields the batches of one epoch, the last one short or left out."""
         for block in self._source.epoch_blocks(self._size):
-            if block.valid.all() or not drop_remainder:
+            if block.full or not drop_remainder:
                 yield self._of(block)
 
     def step(self) -> Any:

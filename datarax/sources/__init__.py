@@ -2,9 +2,10 @@
 
 from datarax.sources.eager import EagerSourceBase
 from datarax.sources.grain_source import GrainSource, as_grain
-from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
+from datarax.sources.hf_source.config import HFEagerConfig, HFIndexedConfig, HFStreamingConfig
 from datarax.sources.hf_source.eager import HFEagerSource
 from datarax.sources.hf_source.from_hf import from_hf
+from datarax.sources.hf_source.indexed import HFIndexedSource
 from datarax.sources.hf_source.streaming import HFStreamingSource
 from datarax.sources.indexed import IndexedSourceBase
 from datarax.sources.memory import MemorySource, MemorySourceConfig
@@ -17,6 +18,8 @@ __all__ = [
     "GrainSource",
     "HFEagerConfig",
     "HFEagerSource",
+    "HFIndexedConfig",
+    "HFIndexedSource",
     "HFStreamingConfig",
     "HFStreamingSource",
     "IndexedSourceBase",

@@ -11,9 +11,10 @@ from jax.core import Tracer
 
 from datarax.columns.fingerprint import fingerprint_rows
 from datarax.columns.host import HostColumn, is_host
-from datarax.columns.rows import on_device
+from datarax.columns.rows import ReadRows, each_row, joined, on_device
 from datarax.errors import expect_between
 from datarax.module import DataraxModuleConfig
+from datarax.order.epochs import key_seed
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.memory import columns_of
 from datarax.sources.random_access import RandomAccessSource
@@ -69,8 +70,8 @@ class IndexedSourceBase(RandomAccessSource):
             raise ValueError(
                 f"{name or type(self).__name__} has no rows: a source needs one record at least."
             )
-        self._spec = nnx.static(RowSpec(columns_of(self.read_rows(np.zeros(1, np.int64)))))
-        fingerprint = fingerprint or fingerprint_rows(self._read, rows)
+        self._spec = nnx.static(RowSpec(self._first_row()))
+        fingerprint = fingerprint or fingerprint_rows(self.host_rows, rows)
         super().__init__(
             config,
             length=rows,
@@ -121,7 +122,7 @@ class IndexedSourceBase(RandomAccessSource):
 
     def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
         """Returns some rows of all columns; see `RandomAccessSource.host_rows`."""
-        return self._read(np.asarray(rows, np.int64))
+        return self._read(np.asarray(rows, np.int64), seed=0).columns
 
     def sharded(self, shards: int) -> Self:
         """Returns a source in the order that eager data has when they are dealt to shards.
@@ -167,15 +168,16 @@ class IndexedSourceBase(RandomAccessSource):
             )
         order = replace(self.order, seed=self._key_seed(key))
         records = order.host_records(0, int(start) % self.length + np.arange(size))
-        return on_device(self._read(records))
+        seed = self.seed if key is None else int(key_seed(key))
+        return on_device(self._read(records, seed).columns)
 
     def get_host_batch(self, batch_size: int) -> dict[str, Any]:
         """Returns what `get_batch` does, as NumPy arrays."""
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
-        batch = self._host_rows(*self.position(), batch_size)
+        rows = self._host_rows(*self.position(), batch_size)
         self.skip(batch_size)
-        self._counts.applied += batch_size
-        return batch
+        self._count(rows.whole)
+        return rows.columns
 
     def take(self, count: int, step: int) -> Iterator[dict[str, Any]]:
         """Yields the next `count` records; see `Source.take`."""
@@ -193,20 +195,17 @@ class IndexedSourceBase(RandomAccessSource):
         starts = index + whole * np.arange(batches) + self._reader * batch_size
         positions = starts[:, None] + np.arange(batch_size)
         records = self.records_at(epoch, positions[:filled].reshape(-1))
-        columns = jax.tree.map(
-            lambda column: _stacked(column, batches, batch_size), self._read(records)
-        )
+        read = self._read(records, (self.seed + epoch) % 2**32)
+        columns = jax.tree.map(lambda column: _stacked(column, batches, batch_size), read.columns)
+        valid = positions < self.length
+        full = int(valid.all(axis=1).sum())
+        valid[:filled] &= read.whole.reshape(filled, batch_size)
+        skipped = len(read.whole) - int(read.whole.sum())
+        self._counts.skipped += skipped
         ends = np.minimum(index + whole * np.arange(batches + 1), self.length).tolist()
         self.move(epoch, ends[-1])
-        return Block(
-            columns,
-            positions < self.length,
-            positions.astype(np.uint32),
-            epoch,
-            filled,
-            [(epoch, end) for end in ends],
-            0,
-        )
+        states, ranks = [(epoch, end) for end in ends], positions.astype(np.uint32)
+        return Block(columns, valid, ranks, epoch, filled, states, skipped, full)
 
     def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
         """Returns the number of each record of an epoch; see `Source`."""
@@ -215,19 +214,35 @@ class IndexedSourceBase(RandomAccessSource):
     # --- parts -----------------------------------------------------------------------------------
 
     def _next_batch(self, batch_size: int) -> dict[str, Any]:
-        return self.get_host_batch(batch_size)
+        rows = self._host_rows(*self.position(), batch_size)
+        self.skip(batch_size)
+        self._count(rows.whole)
+        return rows.columns if rows.whole.all() else _some(rows.columns, rows.whole)
+
+    def _count(self, whole: np.ndarray) -> None:
+        self._counts.applied += int(whole.sum())
+        self._counts.skipped += int((~whole).sum())
+
+    def _each(self, epoch: int, index: int, size: int) -> Iterator[dict[str, Any] | None]:
+        rows = self._host_rows(epoch, index, size)
+        self._counts.skipped += int((~rows.whole).sum())
+        records = each_row(on_device(rows.columns))
+        return (
+            record if whole else None for record, whole in zip(records, rows.whole, strict=True)
+        )
 
     def _rows(self, epoch: int, index: int, size: int) -> dict[str, Any]:
-        return on_device(self._host_rows(epoch, index, size))
+        return on_device(self._host_rows(epoch, index, size).columns)
 
-    def _host_rows(self, epoch: int, index: int, size: int) -> dict[str, Any]:
-        """Returns what `_rows` does, as NumPy arrays."""
+    def _host_rows(self, epoch: int, index: int, size: int) -> ReadRows:
+        """Returns what `_rows` does, as NumPy arrays, and which of them count."""
         parts = []
         while size:
             count = min(size, self.length - index)
-            parts.append(self.order.host_records(epoch, np.arange(index, index + count)))
+            records = self.order.host_records(epoch, np.arange(index, index + count))
+            parts.append(self._read(records, (self.seed + epoch) % 2**32))
             epoch, index, size = epoch + 1, 0, size - count
-        return self._read(np.concatenate(parts))
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def _column(self, name: str) -> Any:
         for column in self.host_columns():
@@ -235,16 +250,35 @@ class IndexedSourceBase(RandomAccessSource):
                 return column
         records = self.stored_records(np.arange(self.length))
         starts = range(0, self.length, _COLUMN_BLOCK)
-        return np.concatenate([self._read(records[s : s + _COLUMN_BLOCK])[name] for s in starts])
+        return np.concatenate([self._part(name, records[s : s + _COLUMN_BLOCK]) for s in starts])
 
-    def _read(self, records: np.ndarray) -> dict[str, Any]:
-        """Returns rows of the columns, checked against the first row."""
+    def _part(self, name: str, records: np.ndarray) -> np.ndarray:
+        """Returns rows of one column."""
+        return self.host_rows(records)[name]
+
+    def _first_row(self) -> dict[str, Any]:
+        """Returns the first row's columns, or columns without rows, which tell what a row is."""
+        return columns_of(self.read_rows(np.zeros(1, np.int64)))
+
+    def _read(self, records: np.ndarray, seed: int) -> ReadRows:
+        """Returns rows of the columns, checked against the first row.
+
+        Args:
+            records: Their numbers, int64 of shape `(k,)`.
+            seed: The seed of their epoch, `(seed of the order + epoch) % 2**32`, for a subclass
+                whose rows differ from epoch to epoch.
+        """
         rows = columns_of(self.read_rows(records))
         self._spec.check(rows, records)
-        return jax.tree.map(np.asarray, rows, is_leaf=is_host)
+        columns = jax.tree.map(np.asarray, rows, is_leaf=is_host)
+        return ReadRows(columns, np.ones(len(records), bool))
 
 
 def _stacked(column: np.ndarray, batches: int, size: int) -> np.ndarray:
     filled = column.reshape(-1, size, *column.shape[1:])
     missing = batches - len(filled)
     return filled if not missing else np.concatenate([filled, filled[:1].repeat(missing, axis=0)])
+
+
+def _some(columns: dict[str, Any], which: np.ndarray) -> dict[str, Any]:
+    return jax.tree.map(lambda column: column[which], columns)

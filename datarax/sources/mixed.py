@@ -211,7 +211,8 @@ class MixedSource(PositionedMixture):
         if parts:
             missing = batches - len(parts)
             columns = jax.tree.map(lambda *x: np.stack([*x, *x[:1] * missing]), *parts)
-        return Block(columns, valid, ranks, self._place.epoch, len(parts), positions, 0)
+        full = int(valid.all(axis=1).sum())
+        return Block(columns, valid, ranks, self._place.epoch, len(parts), positions, 0, full)
 
     def _next(self, batch_size: int) -> int:
         """Returns how many of the next records are of this epoch."""

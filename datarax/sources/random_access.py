@@ -17,7 +17,6 @@ from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.viewable import Viewable
 
 STATE_VERSION = 1
-
 _ITERATION_BLOCK = 256  # rows read at once while iterating record by record
 
 Position = tuple[int, int]
@@ -186,11 +185,12 @@ class RandomAccessSource(Viewable):
         epoch, index = self.position()
         while index < self.length:
             size = min(_ITERATION_BLOCK, self.length - index)
-            for record in each_row(self._rows(epoch, index, size)):
+            for record in self._each(epoch, index, size):
                 index += 1
                 self.move(*((epoch, index) if index < self.length else (epoch + 1, 0)))
-                self._counts.applied += 1
-                yield record
+                if record is not None:
+                    self._counts.applied += 1
+                    yield record
 
     def epoch_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
         """Yields batches to the end of one epoch, the last one short; it begins as a `for` does."""
@@ -205,6 +205,10 @@ class RandomAccessSource(Viewable):
     def _next_batch(self, batch_size: int) -> dict[str, Any]:
         """Returns the next batch of `epoch_batches`, wherever its arrays are."""
         return self.get_batch(batch_size)
+
+    def _each(self, epoch: int, index: int, size: int) -> Iterator[dict[str, Any] | None]:
+        """Yields records from a position on; None for one that cannot be read."""
+        return each_row(self._rows(epoch, index, size))
 
     def _rows(self, epoch: int, index: int, size: int) -> dict[str, Any]:
         """Returns `size` records from a position on, into the next epochs, as JAX arrays."""

@@ -23,7 +23,8 @@ class Block:
         filled: How many of the batches have a record that counts; the rest lie past the end of the
             epoch.
         positions: Where the streams are before the first batch and after each.
-        skipped: How many damaged rows were left out.
+        skipped: How many damaged rows were left out, or do not count.
+        full: How many of the batches are full; an epoch's last may not be.
     """
 
     columns: dict[str, Any]
@@ -33,6 +34,7 @@ class Block:
     filled: int
     positions: list[Any]
     skipped: int
+    full: int
 
 
 def read_block(streams: Streams, batches: int, size: int) -> Block:
@@ -75,7 +77,8 @@ def read_block(streams: Streams, batches: int, size: int) -> Block:
         raise
     _fill_up(out, valid, streams.decoder)
     columns = nested((p, c.reshape(batches, size, *c.shape[1:])) for p, c in out.items())
-    return Block(columns, valid, ranks, streams.epoch, filled, positions, skipped)
+    full = int(valid.all(axis=1).sum())  # they come first: a stream ends once
+    return Block(columns, valid, ranks, streams.epoch, filled, positions, skipped, full)
 
 
 def _fill_up(columns: dict[Path, np.ndarray], valid: np.ndarray, decoder: Decoder) -> None:

@@ -159,5 +159,4 @@ class Blocks:
     def _next(self, batches: int) -> tuple[Any, int]:
         """Returns the next batches of the epoch, and how many of them the loop gets."""
         block = self._source.read_batches(batches, self._size)
-        full = int(block.valid.all(axis=1).sum())  # they come first: a stream ends once
-        return block, full if self._drop_remainder else block.filled
+        return block, block.full if self._drop_remainder else block.filled

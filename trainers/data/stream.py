@@ -32,6 +32,7 @@ class StreamBatches(Batches):
         capacity: Number of batches in a block; the last of them may be empty.
         readers: How many shares of a batch the processes read; 1: each reads all.
         epoch_records: Records of an epoch, None where it is not known.
+        by_number: Whether positions are (epoch, index).
     """
 
     def __init__(self, pipeline: Pipeline, layout: Layout, *, stored_order: bool = False):
@@ -53,7 +54,8 @@ class StreamBatches(Batches):
         self.capacity = max(1, min(_BATCHES, most))
         # An epoch by arithmetic is as long as its batches; a stream's is as long as its records.
         self.epoch_records = self.length
-        if source.is_indexable and self.steps_per_epoch is not None:
+        self.by_number = source.is_indexable
+        if self.by_number and self.steps_per_epoch is not None:
             self.epoch_records = self.batch_size * self.steps_per_epoch
         self._look({column.name: column for column in source.host_columns()})
 
@@ -187,6 +189,8 @@ class StreamFeed(Feed):
         """Returns the epoch of step `t`, with the fraction where the length is known."""
         block, length = self._reach(t), self._batches.epoch_records
         index = self._index + int(block.counts[: t - self._start].sum())
+        if self._batches.by_number:  # records that cannot be read do not count, and have a place
+            index = block.positions[t - self._start][1]
         # One quotient, rounded once, so that it is the one of eager data to the last bit.
         return block.epoch if length is None else (block.epoch * length + index) / length
 

@@ -1,10 +1,11 @@
-"""Hugging Face datasets as sources: a split as arrays on the device, or read on demand."""
+"""Hugging Face datasets as sources: a split as arrays on the device, by number, or on demand."""
 
 from logging import getLogger
 
-from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
+from datarax.sources.hf_source.config import HFEagerConfig, HFIndexedConfig, HFStreamingConfig
 from datarax.sources.hf_source.eager import HFEagerSource
 from datarax.sources.hf_source.from_hf import from_hf
+from datarax.sources.hf_source.indexed import HFIndexedSource
 from datarax.sources.hf_source.streaming import HFStreamingSource
 from datarax.sources.streaming import StreamingSourceBase
 
@@ -13,6 +14,8 @@ logger = getLogger(__name__)
 __all__ = [
     "HFEagerConfig",
     "HFEagerSource",
+    "HFIndexedConfig",
+    "HFIndexedSource",
     "HFStreamingConfig",
     "HFStreamingSource",
     "StreamingSourceBase",

@@ -1,4 +1,4 @@
-"""Configurations of a Hugging Face split, as arrays or as a stream."""
+"""Configurations of a Hugging Face split: as arrays, by number, or as a stream."""
 
 import dataclasses
 from typing import Any, Literal
@@ -17,7 +17,29 @@ class _WithoutSecrets(SourceConfigBase):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class HFEagerConfig(_WithoutSecrets):
+class _ByNumber(_WithoutSecrets):
+    """The fields of the sources that give records by number."""
+
+    # Required: `__post_init__` refuses None.
+    name: str = None  # pyright: ignore[reportAssignmentType]
+    split: str = None  # pyright: ignore[reportAssignmentType]
+    data_dir: str | None = None
+    include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
+    shuffle: bool = False
+    seed: int = 42
+    download_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
+    local_files_only: bool = False
+    config_name: str | None = None
+    on_bad_rows: Literal["raise", "skip"] = "raise"
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_dataset_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class HFEagerConfig(_ByNumber):
     """Configuration of `HFEagerSource`.
 
     Args:
@@ -45,24 +67,45 @@ class HFEagerConfig(_WithoutSecrets):
         42
     """
 
-    # Required: `__post_init__` refuses None.
-    name: str = None  # pyright: ignore[reportAssignmentType]
-    split: str = None  # pyright: ignore[reportAssignmentType]
-    data_dir: str | None = None
-    include_keys: set[str] | None = dataclasses.field(default=None, hash=False)
-    exclude_keys: set[str] | None = dataclasses.field(default=None, hash=False)
-    shuffle: bool = False
-    seed: int = 42
-    download_kwargs: dict[str, Any] | None = dataclasses.field(default=None, hash=False)
-    local_files_only: bool = False
-    config_name: str | None = None
-    on_bad_rows: Literal["raise", "skip"] = "raise"
     streaming: bool = False
     shuffle_buffer_size: int = 1000
 
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class HFIndexedConfig(_ByNumber):
+    """Configuration of `HFIndexedSource`.
+
+    Args:
+        name: A dataset of the Hub (`"ylecun/mnist"`, or short `"mnist"`), a local folder or a
+            packaged builder such as `"parquet"`.
+        split: A split, as `"train"` or `"train[:10%]"`.
+        data_dir: Folder of the dataset's files.
+        include_keys: The columns to read; None for all.
+        exclude_keys: Columns to leave out; one that does not exist is no error.
+        shuffle: Whether each epoch has its own random order: a full permutation.
+        seed: Seed of that order, from 0 to 2**32 - 1.
+        download_kwargs: Further arguments of `datasets.load_dataset`, such as `revision`, `token`.
+        local_files_only: Whether to read only what is on this machine.
+        config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
+        on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"`: its record has
+            weight 0 in the trainer, is left out of a `for` and of a `Pipeline`'s batches, and
+            counts as skipped.
+        num_threads: Threads that read and decode; None for one a core. They change no batch.
+
+    Raises:
+        ValueError: If an argument is missing, out of range, or contradicts another.
+
+    Example:
+        >>> HFIndexedConfig(name="mnist", split="train", shuffle=True).seed
+        42
+    """
+
+    num_threads: int | None = None
+
     def __post_init__(self):
         super().__post_init__()
-        expect_dataset_fields(self)
+        if self.num_threads is not None:
+            expect_between("num_threads", self.num_threads, 1, 1024)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -124,10 +167,10 @@ class HFStreamingConfig(_WithoutSecrets):
 
 
 def expect_dataset_fields(config: Any) -> None:
-    """Raises `ValueError` unless the fields that both configurations of a dataset share can be.
+    """Raises `ValueError` unless the fields that all configurations of a dataset share can be.
 
     Args:
-        config: A `HFEagerConfig` or a `HFStreamingConfig`.
+        config: A `HFEagerConfig`, `HFIndexedConfig` or `HFStreamingConfig`.
     """
     if not config.name or not config.split:
         raise ValueError(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import jax
@@ -12,25 +12,12 @@ from flax import nnx
 
 from datarax.columns.fingerprint import fingerprint_dataset
 from datarax.columns.load import Columns, chosen_features, load_columns
-from datarax.errors import listed
 from datarax.module import expect_config
 from datarax.sources.eager import EagerSourceBase
 from datarax.sources.hf_source import split as splits
 from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
-from datarax.sources.hf_source.split import HFSource, LoadedSplit, fields_of
+from datarax.sources.hf_source.split import HFByNumber, LoadedSplit, fields_of
 from datarax.sources.hf_source.streaming import HFStreamingSource
-
-# The fields that decide which data a configuration names.
-_DATA_FIELDS = (
-    "name",
-    "split",
-    "data_dir",
-    "include_keys",
-    "exclude_keys",
-    "download_kwargs",
-    "config_name",
-    "on_bad_rows",
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +59,7 @@ def _streaming(config: HFEagerConfig) -> HFStreamingConfig:
     )
 
 
-class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
+class HFEagerSource(HFByNumber, EagerSourceBase, metaclass=_ChoosesStream):
     """A Hugging Face split as arrays, with any batch of it by arithmetic.
 
     Numbers, labels, lists of one length and images of one size become JAX arrays in the dtype of
@@ -98,6 +85,7 @@ class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
     """
 
     config: HFEagerConfig
+    config_kind: ClassVar[type] = HFEagerConfig
 
     def __init__(
         self,
@@ -162,61 +150,11 @@ class HFEagerSource(HFSource, EagerSourceBase, metaclass=_ChoosesStream):
         config = HFEagerConfig(**named)
         return cls(config, rngs=rngs, name=name, _loaded=_load(LoadedSplit(ds, given=True), config))
 
-    @property
-    def include_keys(self) -> set[str] | None:
-        """The columns to load, as configured."""
-        return self.config.include_keys
-
-    @property
-    def exclude_keys(self) -> set[str] | None:
-        """The columns to leave out, as configured."""
-        return self.config.exclude_keys
-
-    @property
-    def features(self) -> datasets.Features:
-        """The features of the columns that were loaded."""
-        return self._loaded.features
-
     def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
         """Returns some rows as NumPy arrays, read from Arrow where not all are loaded yet."""
         if self._loaded.columns is not None or self._columns:
             return super().host_rows(rows)
         return self._loaded.read(rows=rows).data
-
-    def copy(
-        self,
-        *,
-        config: HFEagerConfig | None = None,
-        rngs: nnx.Rngs | None = None,
-        name: str | None = None,
-    ) -> "HFEagerSource":
-        """Returns a source with other arguments, at the start of epoch 0.
-
-        The data is loaded again only if `config` names other data. Without a `config` the order and
-        the statistics are this source's as they are set now.
-
-        Raises:
-            TypeError: If `config` is no `HFEagerConfig`.
-            ValueError: If it names other data and this source is one of `from_dataset`.
-        """
-        own, config = config is None, self.config if config is None else config
-        expect_config(config, HFEagerConfig, self)
-        same = all(getattr(config, f) == getattr(self.config, f) for f in _DATA_FIELDS)
-        if self._split.given and not same:
-            other = [f for f in _DATA_FIELDS if getattr(config, f) != getattr(self.config, f)]
-            raise ValueError(
-                f"{self.label} was made of a dataset at hand, which copy cannot load again with "
-                f"another {listed(other)}: write HFEagerSource.from_dataset(ds, "
-                f"{other[0]}={getattr(config, other[0])!r})."
-            )
-        copy = type(self)(
-            config,
-            rngs=self.rngs if rngs is None else rngs,
-            name=self.name if name is None and config == self.config else name,
-            # The columns are one dict, so that they are placed once for both.
-            _loaded=self._loaded if same else None,
-        )
-        return self._settings_to(copy) if own else copy
 
 
 def _load(split: LoadedSplit, config: HFEagerConfig) -> _Loaded:

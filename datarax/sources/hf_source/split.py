@@ -1,13 +1,29 @@
-"""The half that both Hugging Face sources share: a split, and where it came from."""
+"""The half that all Hugging Face sources share: a split, and where it came from."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar, Self, cast
 
 import datasets
+from flax import nnx
 
+from datarax.errors import listed
 from datarax.hub.load import load_split
 from datarax.hub.network import patiently
-from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
+from datarax.module import expect_config
+from datarax.sources.hf_source.config import HFEagerConfig, HFIndexedConfig, HFStreamingConfig
+
+# The fields that decide which data a configuration names, and who reads them.
+_DATA_FIELDS = (
+    "name",
+    "split",
+    "data_dir",
+    "include_keys",
+    "exclude_keys",
+    "download_kwargs",
+    "config_name",
+    "on_bad_rows",
+    "num_threads",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +42,10 @@ class LoadedSplit:
 
 
 def load(
-    config: HFEagerConfig | HFStreamingConfig, *, streaming: bool, timeout: float | None = None
+    config: HFEagerConfig | HFIndexedConfig | HFStreamingConfig,
+    *,
+    streaming: bool,
+    timeout: float | None = None,
 ) -> LoadedSplit:
     """Returns the split that a configuration names.
 
@@ -72,9 +91,9 @@ def fields_of(ds: Any, kinds: tuple[type, ...], fields: dict[str, Any]) -> dict[
 
 
 class HFSource:
-    """What both sources say of the split that they read."""
+    """What all sources say of the split that they read."""
 
-    config: HFEagerConfig | HFStreamingConfig
+    config: HFEagerConfig | HFIndexedConfig | HFStreamingConfig
     _split: LoadedSplit
 
     @property
@@ -90,3 +109,68 @@ class HFSource:
     def get_dataset_info(self) -> datasets.DatasetInfo:
         """Returns the dataset's `datasets.DatasetInfo`: description, features, licence."""
         return self._split.dataset.info
+
+
+class HFByNumber(HFSource):
+    """What the sources share that give a split's records by number: eager and indexed ones."""
+
+    config: HFEagerConfig | HFIndexedConfig
+    config_kind: ClassVar[type]
+    rngs: nnx.Rngs | None
+    name: str | None
+    _loaded: Any
+
+    @property
+    def include_keys(self) -> set[str] | None:
+        """The columns to load, as configured."""
+        return self.config.include_keys
+
+    @property
+    def exclude_keys(self) -> set[str] | None:
+        """The columns to leave out, as configured."""
+        return self.config.exclude_keys
+
+    @property
+    def features(self) -> datasets.Features:
+        """The features of the columns that there are."""
+        return self._loaded.features
+
+    def copy(
+        self, *, config: Any = None, rngs: nnx.Rngs | None = None, name: str | None = None
+    ) -> Self:
+        """Returns a source with other arguments, at the start of epoch 0.
+
+        The data is loaded again only if `config` names other data. Without a `config` the order and
+        the statistics are this source's as they are set now.
+
+        Args:
+            config: A configuration of this source's kind; None: this source's.
+            rngs: Random streams; None: this source's.
+            name: A name for messages; None: this source's, if the configuration is.
+
+        Raises:
+            TypeError: If `config` is of another kind.
+            ValueError: If it names other data and this source is one of `from_dataset`.
+        """
+        kind: Any = type(self)
+        own, config = config is None, self.config if config is None else config
+        expect_config(config, self.config_kind, cast(Any, self))
+        other = [f for f in _DATA_FIELDS if _field(config, f) != _field(self.config, f)]
+        if self._split.given and other:
+            raise ValueError(
+                f"{self.name} was made of a dataset at hand, which copy cannot load again with "
+                f"another {listed(other)}: write {kind.__name__}.from_dataset(ds, "
+                f"{other[0]}={_field(config, other[0])!r})."
+            )
+        copy = kind(
+            config,
+            rngs=self.rngs if rngs is None else rngs,
+            name=self.name if name is None and config == self.config else name,
+            # What was loaded is shared, so that columns are placed once for both.
+            _loaded=None if other else self._loaded,
+        )
+        return cast(Any, self)._settings_to(copy) if own else copy
+
+
+def _field(config: Any, name: str) -> Any:
+    return getattr(config, name, None)

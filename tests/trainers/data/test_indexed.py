@@ -1,11 +1,14 @@
 """Training on an indexed source: the run on the eager source of the same arrays, bit for bit."""
 
+import json
+
+import datasets
 import jax
 import numpy as np
 import optax
 import pytest
 
-from datarax import Pipeline
+from datarax import HFEagerSource, HFIndexedSource, Pipeline
 from tests.datarax.sources.test_indexed import Rows
 from tests.support.models import Normed, arrays, memory, points
 from trainers import Trainer
@@ -53,5 +56,52 @@ def test_a_run_of_one_kind_goes_on_with_the_other(kinds, tmp_path):
 def test_batches_and_predictions_are_the_eager_ones():
     eager, indexed = trainer("eager"), trainer("indexed")
     for t in (0, 5, 6, 7, 20):
+        for name, column in eager.batch_at(t).items():
+            np.testing.assert_array_equal(indexed.batch_at(t)[name], column)
+
+
+# --- Hugging Face datasets: on the device, in memory, on disk ---
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    data = points(N) | {"text": [f"row {i}" for i in range(N)]}
+    folder = tmp_path_factory.mktemp("rows") / "rows"
+    datasets.Dataset.from_dict(data).save_to_disk(folder, num_shards=3)
+    disk = datasets.load_from_disk(folder)
+    kinds = {"eager": HFEagerSource, "memory": HFIndexedSource, "disk": HFIndexedSource}
+    given = dict.fromkeys(kinds, disk) | {"memory": datasets.Dataset.from_dict(data)}
+
+    def made(kind, **arguments):
+        source = kinds[kind].from_dataset(given[kind], shuffle=True, seed=7)
+        pipeline = Pipeline(source=source, stages=[noise], batch_size=16)
+        arguments = {"loss": loss, "log_every": 5, "eval_source": source, **arguments}
+        return Trainer(Normed(), pipeline, **arguments)
+
+    return made
+
+
+def logged(workdir):
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "time"} for row in found]
+
+
+@pytest.mark.parametrize("kinds", [("memory", "disk"), ("eager", "disk"), ("disk", "eager")])
+def test_a_run_on_a_dataset_is_the_eager_one_wherever_its_rows_lie(
+    rows, kinds, tmp_path, compiled_once
+):
+    def resumed(first, second, workdir):
+        rows(first, steps=10, workdir=workdir).fit()
+        return rows(second, steps=25, workdir=workdir).fit()
+
+    equal(resumed("eager", "eager", tmp_path / "eager"), resumed(*kinds, tmp_path / "both"))
+    assert logged(tmp_path / "eager") == logged(tmp_path / "both")
+
+
+def test_evaluations_predictions_and_batches_are_the_eager_ones(rows):
+    eager, indexed = rows("eager"), rows("disk")
+    assert indexed.evaluate() == eager.evaluate()
+    np.testing.assert_array_equal(*(t.predict(t.pipeline)["logits"] for t in (eager, indexed)))
+    for t in (0, 6, 7):
         for name, column in eager.batch_at(t).items():
             np.testing.assert_array_equal(indexed.batch_at(t)[name], column)

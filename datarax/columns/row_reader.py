@@ -1,0 +1,157 @@
+"""The rows of a dataset, read by their number from mapped Arrow files, on several threads."""
+
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+
+from datarax.columns.arrow import Column, Rows, cores, rows_of, without_views
+from datarax.columns.column_reader import ColumnReader, column_reader
+from datarax.columns.images import Damage, damaged
+from datarax.columns.labels import expect_named
+from datarax.columns.load import is_image
+from datarax.columns.nested import nested, parts
+from datarax.columns.picture_reader import PixelReader, picture_reader
+from datarax.columns.rows import ReadRows
+from datarax.hub.private import table_of
+
+_PART = 512 << 10  # bytes of a column that are worth a thread's turn
+
+
+class RowReader:
+    """Reads rows of a dataset: the values that `load_columns` gives, without loading the rest.
+
+    How each column is read is decided once. Which threads read changes nothing: each row has its
+    place in an array that is there before.
+
+    Args:
+        dataset: Any dataset, selected, shuffled, mapped or filtered.
+        features: The features of the columns to read.
+        on_bad_rows: Whether a damaged image raises, or its row is told apart.
+        num_threads: Threads that read; None: as many as there are cores.
+
+    Raises:
+        ValueError: A class label has no name, or an image is known to be damaged.
+
+    Example:
+        >>> dataset = datasets.Dataset.from_dict({"x": [1, 2, 3], "text": ["a", "b", "c"]})
+        >>> RowReader(dataset, dataset.features).read(np.array([2, 0])).columns
+        {'x': array([3, 1], dtype=int32), 'text': array(['c', 'a'], dtype=object)}
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        features: datasets.Features,
+        *,
+        on_bad_rows: Literal["raise", "skip"] = "raise",
+        num_threads: int | None = None,
+    ):
+        self._made_of = dataset, features, on_bad_rows, num_threads
+        self._skips = on_bad_rows == "skip"
+        self._threads = num_threads or cores()
+        self._pool: ThreadPoolExecutor | None = None
+        scope = rows_of(dataset)
+        self._length, self._positions = scope.length, scope.positions
+        self._leaves: dict[tuple[str, ...], tuple[Column, ColumnReader]] = {}
+        table = without_views(table_of(dataset).select(list(features)))
+        for name, feature in features.items():
+            stored = Column((name,), feature, table.column(name), scope)
+            for column in parts(stored, scope):
+                self._leaves[column.path] = column, self._reader(column)
+
+    def _reader(self, column: Column) -> ColumnReader:
+        if not is_image(column):
+            expect_named(column)
+            return column_reader(column)
+        reader = picture_reader(column)
+        if not self._skips and isinstance(reader, PixelReader) and reader.damage:
+            raise damaged(column, *min(reader.damage.items()))
+        return reader
+
+    @property
+    def empty(self) -> dict[str, Any]:
+        """The columns without rows: arrays of shape `(0, ...)`, and `HostColumn`s."""
+        return nested((path, reader.empty) for path, (_, reader) in self._leaves.items())
+
+    def read(self, indices: np.ndarray, names: Collection[str] | None = None) -> ReadRows:
+        """Reads rows.
+
+        Args:
+            indices: Their numbers in the dataset, integers of shape `(k,)`, each in range.
+            names: The columns to read; None: all.
+
+        Raises:
+            IndexError: There is no such row.
+            ValueError: An image is damaged, or an integer does not fit; it names column and row.
+        """
+        numbers = np.asarray(indices, np.int64)
+        outside = (numbers < 0) | (numbers >= self._length)
+        if outside.any():
+            raise IndexError(
+                f"There are {self._length} rows, 0 to {self._length - 1}: there is no row "
+                f"{numbers[outside][0]}."
+            )
+        positions = numbers if self._positions is None else self._positions[numbers]
+        rows = Rows(len(numbers), positions, numbers)
+        leaves = [leaf for leaf in self._leaves.values() if not names or leaf[0].path[0] in names]
+        out = [
+            np.empty((rows.length, *reader.empty.shape[1:]), reader.empty.dtype)
+            for _, reader in leaves
+        ]
+        tasks = [
+            (column, reader, some, array[where])
+            for (column, reader), array in zip(leaves, out, strict=True)
+            for where, some in self._split(reader, rows)
+        ]
+        whole = np.ones(rows.length, bool)
+        for (column, _, some, _), damage in zip(tasks, self._run(tasks), strict=True):
+            if damage and not self._skips:
+                found = {int(row): said for row, said in damage.items()}
+                raise damaged(Column(column.path, column.feature, column.values, some),
+                              *min(found.items()))  # fmt: skip
+            if damage:
+                assert some.numbers is not None
+                whole &= ~np.isin(numbers, some.numbers[list(damage)])
+        paths = (column.path for column, _ in leaves)
+        return ReadRows(nested(zip(paths, out, strict=True)), whole)
+
+    def _split(self, reader: ColumnReader, rows: Rows) -> Iterator[tuple[slice, Rows]]:
+        """Yields the parts of rows that threads read."""
+        most = max(1, reader.row_bytes * rows.length // _PART)
+        step = -(-rows.length // min(most, 2 * self._threads)) if self._threads > 1 else rows.length
+        for start in range(0, rows.length, max(1, step)):
+            where = slice(start, start + step)
+            assert rows.positions is not None
+            assert rows.numbers is not None
+            some = rows.positions[where], rows.numbers[where]
+            yield where, Rows(len(some[0]), *some)
+
+    def _run(self, tasks: list[tuple[Column, ColumnReader, Rows, np.ndarray]]) -> list[Damage]:
+        """Returns what is wrong with the rows of each task; the first that failed raises."""
+        large = [task for task in tasks if task[1].row_bytes * task[2].length >= _PART // 2]
+        if len(large) < 2 or self._threads == 1:
+            return [reader.read(rows, out) for _, reader, rows, out in tasks]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="datarax-rows")
+        reading: list[Future[Damage]] = [
+            self._pool.submit(reader.read, rows, out) for _, reader, rows, out in tasks
+        ]
+        try:
+            return [future.result() for future in reading]
+        finally:
+            for future in reading:
+                future.cancel()
+
+    def __reduce__(self):
+        dataset, features, on_bad_rows, num_threads = self._made_of
+        return _remade, (dataset, features, on_bad_rows, num_threads)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RowReader":
+        return self  # what it holds is never written to
+
+
+def _remade(dataset: Any, features: Any, on_bad_rows: Any, num_threads: Any) -> RowReader:
+    return RowReader(dataset, features, on_bad_rows=on_bad_rows, num_threads=num_threads)
