@@ -106,8 +106,8 @@ class Trainer:
         skip: Numbers of records to leave out, from the step on at which this run begins or goes on:
             their weight is 0, and a record that stays is computed in their place. All else stays
             bit-identical. A checkpoint remembers them. Such as `trainer.records_at(steps)`.
-        seed: Seed of what the trainer itself draws: the keys of the stages' random numbers, where
-            the source is no `Pipeline`, which has its own.
+        seed: Seed of the random numbers of training, such as dropout's, where the model's call takes
+            them as `rngs`.
 
     On several processes each calls the same script (`trainers.initialize`), and all methods are
     called on all of them.
@@ -189,9 +189,7 @@ class Trainer:
         )
         self.model = model
         self._layout = layout = Layout(mesh, data_axis, sharding)
-        self.pipeline = as_pipeline(
-            source, given.batch_size, shuffle=True, shards=given.shards, seed=given.seed
-        )
+        self.pipeline = as_pipeline(source, given.batch_size, shuffle=True, shards=given.shards)
         self.batch_size = int(self.pipeline.batch_size)
         layout.expect_batch(self.batch_size, given.accumulate, dealt(self.pipeline))
         agreement.expect_same(identity(self.pipeline))

@@ -1,6 +1,7 @@
 """A pipeline: a source, the stages its batches go through, and a batch size."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -83,7 +84,7 @@ class Pipeline(nnx.Module):
         self.stages = stages if isinstance(stages, Graph) else Graph.chain(stages)
         self.batch_size = batch_size
         self.drop_remainder = drop_remainder
-        self.key = nnx.Variable((nnx.Rngs(source.seed) if rngs is None else rngs)())
+        self.key = nnx.Variable(_first_key(source.seed) if rngs is None else rngs())
 
     @classmethod
     def from_dag(
@@ -257,3 +258,9 @@ class Pipeline(nnx.Module):
         return steps_per_epoch(
             self.source.length, self.batch_size, drop_remainder=self.drop_remainder
         )
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one program instead of eight
+def _first_key(seed: int) -> jax.Array:
+    """Returns the first key of `nnx.Rngs(seed)`."""
+    return nnx.Rngs(seed)()

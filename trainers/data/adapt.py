@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import datasets
-from flax import nnx
 
 from datarax import HFEagerSource, HFStreamingSource, Pipeline
 from datarax.sources.source import Source
@@ -17,7 +16,7 @@ DEFAULT_BATCH_SIZE = 128
 
 
 def as_pipeline(
-    source: Any, batch_size: int | None, *, shuffle: bool = False, shards: int = 1, seed: int = 0
+    source: Any, batch_size: int | None, *, shuffle: bool = False, shards: int = 1
 ) -> Pipeline:
     """Returns `source` as the one type the trainer knows.
 
@@ -26,7 +25,6 @@ def as_pipeline(
         batch_size: Records in a batch; None: the pipeline's, else 128.
         shuffle: Whether a `datasets.Dataset` is read in random order.
         shards: Number of canonical shards; 1: the pipeline's.
-        seed: Seed of the keys of a new pipeline.
 
     Raises:
         TypeError: If `source` is none of these.
@@ -64,8 +62,7 @@ def as_pipeline(
             f"Pipeline or a datasets.Dataset{hint}."
         )
     size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-    rngs = nnx.Rngs(seed)
-    return Pipeline(source=source, stages=[], batch_size=size, shards=shards, rngs=rngs)
+    return Pipeline(source=source, stages=[], batch_size=size, shards=shards)
 
 
 def as_batches(pipeline: Pipeline, layout: Layout, *, stored_order: bool = False) -> Batches:

@@ -67,11 +67,16 @@ class Placement:
         frozen, other = self._put(frozen, self.rule, put), self._put(other, None, put)
         return self._put(params, self.rule, put), nnx.merge_state(frozen, other)
 
-    def beside(self, params: nnx.State, tree: Any, put: Put = placed) -> Any:
-        """Returns arrays, those that stand for a parameter where it is, the others everywhere.
+    def beside(self, params: nnx.State, tree: Any) -> Any:
+        """Returns `described` arrays: those that stand for a parameter where it is, the others
+        everywhere.
 
         An optimizer's moments have the path of their parameter at the end of their own, and its
         shape.
+
+        Args:
+            params: The parameters, placed or described.
+            tree: Arrays, or their shapes and dtypes.
         """
         if (mesh := self._mesh) is None:
             return tree
@@ -81,10 +86,16 @@ class Placement:
             ends = (path[i:] for i in range(len(path)))
             like = next((known[end] for end in ends if end in known), None)
             if like is not None and like.shape == jnp.shape(x):
-                return put(x, like.sharding)
-            return put(x, NamedSharding(mesh, PartitionSpec()))
+                return described(x, like.sharding)
+            return described(x, NamedSharding(mesh, PartitionSpec()))
 
         return jax.tree_util.tree_map_with_path(one, tree)
+
+    def made_beside(self, params: nnx.State, init: Callable[[nnx.State], Any]) -> Any:
+        """Returns `init(params)`, made by one program, each array on the devices that keep it."""
+        described = self.beside(params, jax.eval_shape(init, params))
+        shardings = jax.tree.map(lambda x: x.sharding, described)
+        return jax.jit(init, out_shardings=shardings)(params)
 
     @property
     def _known_mesh(self) -> Mesh:

@@ -41,7 +41,7 @@ def initial_state(plan: Plan) -> State:
     params, rest = concrete((params, rest))
     agreement.together(lambda: _expect_fits(plan, params, rest))
     params, rest = as_carry(layout.placement.model(params, rest))
-    optimizer = as_carry(update.optimizer.init(params))
+    optimizer = as_carry(layout.placement.made_beside(params, update.optimizer.init))
     window = Window.empty(
         plan.objective.metrics,
         gradient_norm=update.gradient_norm,
@@ -51,7 +51,7 @@ def initial_state(plan: Plan) -> State:
     return State(
         params=params,
         rest=rest,
-        optimizer=layout.placement.beside(params, optimizer),
+        optimizer=optimizer,
         ema=None if update.decay is None else as_carry(begun(params, rest)),
         stages=layout.replicate(as_carry(plan.batches.stages)),
         window=layout.replicate(as_carry(window)),
@@ -65,7 +65,7 @@ def _expect_fits(plan: Plan, params: nnx.State, rest: nnx.State) -> None:
     placement = plan.layout.placement
     params, rest = placement.model(params, rest, described)
     optimizer = jax.eval_shape(plan.update.optimizer.init, params)
-    optimizer = placement.beside(params, optimizer, described)
+    optimizer = placement.beside(params, optimizer)
     parts = {
         "the parameters": params,
         "the optimizer's state": optimizer,
