@@ -196,6 +196,7 @@ class Fit:
 
     def _compile(self, loop: Loop) -> None:
         loop.compile()
+        memory.give_back()
         agreement.together(
             lambda: memory.expect_fits(loop.program, self.state, self.plan.batches.data)
         )
