@@ -106,8 +106,8 @@ class Trainer:
         skip: Numbers of records to leave out, from the step on at which this run begins or goes on:
             their weight is 0, and a record that stays is computed in their place. All else stays
             bit-identical. A checkpoint remembers them. Such as `trainer.records_at(steps)`.
-        seed: Seed of the random numbers of training, such as dropout's, where the model's call takes
-            them as `rngs`.
+        seed: Seed of the random numbers of training, such as dropout's, where the model's call
+            takes them as `rngs`.
 
     On several processes each calls the same script (`trainers.initialize`), and all methods are
     called on all of them.
