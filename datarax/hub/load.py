@@ -18,7 +18,7 @@ from datarax.hub import builders, cache, client, parquet, splits
 from datarax.hub.explained import explained
 from datarax.hub.private import builder_configs, keep_apart
 from datarax.hub.secrets import redact_logs
-from datarax.hub.size import Size, size_of
+from datarax.hub.size import Size, files_are_here, size_of
 
 # Arguments of `load_dataset` that a configuration names itself, and as what.
 _FIELDS = {"path": "name", "name": "config_name", "split": "split", "data_dir": "data_dir"}
@@ -34,12 +34,15 @@ class Split:
         name: the resolved repository (`"ylecun/mnist"`), or the folder, file or builder as given.
         revision: the commit of a Hub repository that the rows are of, None for local data.
         size: measures a stream by its files, when it is asked.
+        here: says, when it is asked, whether the rows of a stream are on this machine: as local
+            files, prepared, or in the Hub's cache.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
     name: str
     revision: str | None
     size: Callable[[], Size] = Size
+    here: Callable[[], bool] = lambda: True
 
 
 def load_split(
@@ -119,7 +122,10 @@ def load_split(
         if streaming:
             parquet.narrow(builder, include, exclude)
             size = functools.partial(size_of, builder, split)
-            return Split(splits.of_stream(builder, name, split), name, commit, size)
+            here = functools.partial(
+                _lies_here, builder, name, (options, options | narrower), commit
+            )
+            return Split(splits.of_stream(builder, name, split), name, commit, size, here)
         prepared(builder)
         if not splits.is_prepared(builder) and parquet.narrow(builder, include, exclude):
             options |= narrower
@@ -128,6 +134,17 @@ def load_split(
         if commit and builder.name != "cache":
             cache.note(builder.cache_dir, options)
     return Split(rows, name, commit)
+
+
+def _lies_here(
+    builder: Any, name: str, asked: tuple[dict[str, Any], ...], commit: str | None
+) -> bool:
+    if splits.is_prepared(builder) or files_are_here(builder):
+        return True
+    try:
+        return commit is not None and bool(builders.of_cache(name, asked, commit))
+    except (FileNotFoundError, ValueError):  # no copy, or one of another configuration
+        return False
 
 
 def resolve_name(

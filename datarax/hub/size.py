@@ -53,6 +53,13 @@ def size_of(builder: Any, split: str) -> Size:
     )
 
 
+def files_are_here(builder: Any) -> bool:
+    """Returns whether all files that a builder reads are on this machine."""
+    known = getattr(builder.config, "data_files", None) or {}
+    files = [str(file) for some in known.values() for file in some]
+    return bool(files) and all(map(os.path.isfile, files))
+
+
 def _sum(rows: Iterable[int | None]) -> Size:
     known = list(rows)
     return Size(sum(filter(None, known)) if all(known) else None)

@@ -57,7 +57,7 @@ def test_a_step_larger_than_the_memory_is_refused_before_it_runs():
 def test_data_larger_than_the_memory_is_refused():
     rows = 10**9
     x, label = np.broadcast_to(np.float32(1), (rows, 500)), np.broadcast_to(np.int32(1), rows)
-    with pytest.raises(MemoryError, match=r"2 TB .*'x' .*2 kB a record.*streaming=True"):
+    with pytest.raises(MemoryError, match=r"2 TB .*'x' .*2 kB a record.*with HFIndexedSource"):
         Trainer(MLP(), memory({"x": x, "label": label}))
 
 

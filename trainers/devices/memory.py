@@ -72,10 +72,10 @@ def expect_data_fits(pipeline: Pipeline, devices: int) -> None:
     each, more = (f" on each of {devices} devices", " more") if spread else ("", "")
     raise MemoryError(
         f"The data takes {size(data)} as arrays{each}, the memory has {size(there)}. Column "
-        f"{largest!r} takes most, {size(rows[largest])} a record, of {listed(rows)}. Read it as a "
-        f"stream, HFEagerConfig(..., streaming=True), spread it over{more} devices with "
-        "Trainer(..., shards=), make its records smaller, or leave columns out: "
-        f"exclude_keys={{{largest!r}}}."
+        f"{largest!r} takes most, {size(rows[largest])} a record, of {listed(rows)}. Read it "
+        "from disk, in the same order, with HFIndexedSource instead of HFEagerSource, spread it "
+        f"over{more} devices with Trainer(..., shards=), make its records smaller, or leave "
+        f"columns out: exclude_keys={{{largest!r}}}."
     )
 
 

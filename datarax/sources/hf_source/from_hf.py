@@ -1,4 +1,4 @@
-"""One function from a name to a source: eager where the data fits, on demand where it does not."""
+"""One function from a name to a source: eager, by number or on demand, as its size says."""
 
 import dataclasses
 import os
@@ -13,13 +13,21 @@ from flax import nnx
 from datarax.hub.load import load_split
 from datarax.hub.network import patiently
 from datarax.hub.secrets import redacted
-from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
+from datarax.sources.hf_source.config import HFEagerConfig, HFIndexedConfig, HFStreamingConfig
 from datarax.sources.hf_source.eager import HFEagerSource
+from datarax.sources.hf_source.indexed import HFIndexedSource
 from datarax.sources.hf_source.streaming import HFStreamingSource
 
 logger = getLogger("datarax.sources.hf_source")
 
 _SHARE = 0.1  # of the device's memory, which the model and its optimizer need too
+_STREAM = HFStreamingSource
+_CONFIGS = {
+    HFEagerSource: HFEagerConfig,
+    HFIndexedSource: HFIndexedConfig,
+    HFStreamingSource: HFStreamingConfig,
+}
+_WORDS = {HFEagerSource: "eager", HFIndexedSource: "by number", HFStreamingSource: "on demand"}
 _LOOKED_AT = 64  # rows whose decoded size stands for all
 
 
@@ -30,21 +38,25 @@ def from_hf(
     streaming: bool | None = None,
     rngs: nnx.Rngs | None = None,
     **fields: Any,
-) -> HFEagerSource | HFStreamingSource:
-    """Returns a Hugging Face split as a source, eager or on demand.
+) -> HFEagerSource | HFIndexedSource | HFStreamingSource:
+    """Returns a Hugging Face split as a source: eager, by number, or on demand.
 
-    Where `streaming` is None it is eager if the decoded columns take at most 10 % of the device's
-    memory (of the machine's, where the device does not say). The estimate is made before anything
-    is prepared: the first rows say how large a row is, the footers of local Parquet and Arrow files
-    or the Hub's card how many there are; of local CSV, JSON and text the files' size counts. A
-    split of unknown size is read on demand. It logs which, and why.
+    It is eager if the decoded columns take at most 10 % of the device's memory (of the machine's,
+    where the device does not say). If they take more, or nothing says how many rows there are, rows
+    are read by number where the split lies on this machine, as local files or in the Hub's cache,
+    and otherwise on demand. It logs which, and why.
+
+    The estimate is made before anything is prepared: the first rows say how large a row is, the
+    footers of local Parquet and Arrow files or the Hub's card how many there are; of local CSV,
+    JSON and text the files' size counts.
 
     Args:
         name: A dataset of the Hub, a local folder or a packaged builder.
         split: A split, as `"train"`.
-        streaming: True for on demand, False for eager.
+        streaming: True for on demand whatever the size; False for never on demand.
         rngs: Random streams that the source keeps.
-        **fields: Any field of `HFEagerConfig` or `HFStreamingConfig`, such as `shuffle`.
+        **fields: Any field of `HFEagerConfig`, `HFIndexedConfig` or `HFStreamingConfig`, such as
+            `shuffle`.
 
     Returns:
         The source.
@@ -53,26 +65,23 @@ def from_hf(
         >>> source = from_hf("mnist", "train", shuffle=True)  # doctest: +SKIP
     """
     fields |= {"name": name, "split": split}
-    streaming, why = _choose(fields) if streaming is None else (streaming, "as asked for")
-    chosen = "on demand (HFStreamingSource)" if streaming else "eager (HFEagerSource)"
-    logger.info("%s:%s is %s: %s.", redacted(name), split, chosen, why)
-    if streaming:
-        return HFStreamingSource(HFStreamingConfig(**fields, streaming=True), rngs=rngs)
-    return HFEagerSource(_config(HFEagerConfig, fields), rngs=rngs)
+    kind, why = (_STREAM, "as asked for") if streaming else _choose(fields, streaming is None)
+    logger.info("%s:%s is %s (%s): %s.", redacted(name), split, _WORDS[kind], kind.__name__, why)
+    config = _config(kind, fields | {"streaming": kind is _STREAM})
+    return kind(config, rngs=rngs)
 
 
-def _choose(fields: dict[str, Any]) -> tuple[bool, str]:
-    """Returns whether to stream, and why; nothing is prepared to find out."""
-    if "[" in fields["split"]:
-        return False, "a stream has no slices"
-    config = _config(HFStreamingConfig, {**fields, "on_bad_rows": "skip"})
+def _choose(fields: dict[str, Any], may_stream: bool) -> tuple[type, str]:
+    """Returns the kind of source, and why; where a stream will do, nothing is prepared."""
+    may_stream = may_stream and "[" not in fields["split"]  # a stream has no slices
+    config = _config(_STREAM, {**fields, "on_bad_rows": "skip"})
     found = patiently(
         lambda: load_split(
             config.name,
             config.split,
             config_name=config.config_name,
             data_dir=config.data_dir,
-            streaming=True,
+            streaming=may_stream,
             download_kwargs=config.download_kwargs,
             local_files_only=config.local_files_only,
             timeout=config.timeout,
@@ -80,24 +89,28 @@ def _choose(fields: dict[str, Any]) -> tuple[bool, str]:
             exclude=config.exclude_keys,
         )
     )
-    rows, size = found.size()
+    rows, size = found.size() if may_stream else (len(found.dataset), None)  # pyright: ignore
     if rows is not None:
         keys = {"include_keys": config.include_keys, "exclude_keys": config.exclude_keys}
         size = rows * _row_bytes(HFStreamingSource.from_dataset(found.dataset, **keys))
-    if size is None:
-        return True, "its number of rows is unknown"
     memory = _memory()
-    counted = "" if rows is None else f"{rows} rows, "
-    share = f"{size / 1e9:.3g} GB, {size / memory:.2g} of the memory"
-    return size > _SHARE * memory, f"{counted}about {share}"
+    if size is None:
+        said = "its number of rows is unknown"
+    else:
+        counted = "" if rows is None else f"{rows} rows, "
+        said = f"{counted}about {size / 1e9:.3g} GB, {size / memory:.2g} of the memory"
+        if size <= _SHARE * memory:
+            return HFEagerSource, said
+    if not may_stream or found.here():
+        return HFIndexedSource, f"{said}, and it lies on this machine"
+    return _STREAM, said
 
 
 def _config(kind: type, fields: dict[str, Any]) -> Any:
-    """Returns a configuration of the fields; those that only the other kind has are left out."""
-    known = {f.name for f in dataclasses.fields(kind)}
-    other = HFStreamingConfig if kind is HFEagerConfig else HFEagerConfig
-    foreign = {f.name for f in dataclasses.fields(other)} - known
-    return kind(**{key: value for key, value in fields.items() if key not in foreign})
+    """Returns a source's configuration; fields that only other kinds have are left out."""
+    known = {f.name for f in dataclasses.fields(_CONFIGS[kind])}
+    foreign = {f.name for config in _CONFIGS.values() for f in dataclasses.fields(config)} - known
+    return _CONFIGS[kind](**{key: value for key, value in fields.items() if key not in foreign})
 
 
 def _row_bytes(stream: HFStreamingSource) -> float:

@@ -1,6 +1,7 @@
 """Hugging Face datasets as streams: read on demand, resumed exactly."""
 
 import dataclasses
+import functools
 from logging import getLogger
 from typing import Any
 
@@ -207,8 +208,18 @@ def shards_of(dataset: Any, config: Any, length: int | None = None) -> Shards:
         raise ValueError(f"The split {config.split!r} is empty: there are no rows to read.")
     table = dataset if columns is None else dataset.select_columns(columns)
     if config.shuffle:
+        _note_indexed()
         _note_sorted(table, config.shuffle_buffer_size)
     return TableShards(table)
+
+
+@functools.cache
+def _note_indexed() -> None:
+    """Logs a warning, once."""
+    logger.warning(
+        "The rows are on this machine, and a stream shuffles only shuffle_buffer_size of them "
+        "together: HFIndexedSource shuffles globally, and reads the same files."
+    )
 
 
 def _note_sorted(table: datasets.Dataset, window: int) -> None:

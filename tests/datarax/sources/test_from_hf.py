@@ -9,8 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from datarax import HFEagerSource, HFStreamingSource, from_hf
+from datarax import HFEagerSource, HFIndexedSource, HFStreamingSource, from_hf
 from datarax.hub.load import load_split
+from datarax.sources.hf_source import streaming
 
 chooses = importlib.import_module("datarax.sources.hf_source.from_hf")  # the face has the function
 
@@ -63,10 +64,32 @@ def test_a_packed_file_counts_as_text(tmp_path):
 
 
 @pytest.mark.parametrize("make", [parquet, saved, text, images])
-@pytest.mark.parametrize(("memory", "kind"), [(1 << 30, HFEagerSource), (100, HFStreamingSource)])
+@pytest.mark.parametrize(("memory", "kind"), [(1 << 30, HFEagerSource), (100, HFIndexedSource)])
 def test_the_answer_is_the_same_every_time(tmp_path, make, memory, kind, monkeypatch):
     make(tmp_path)
     monkeypatch.setattr(chooses, "_memory", lambda: memory)
     assert type(chooses.from_hf(str(tmp_path), "train")) is kind
     from_hf(str(tmp_path), "train", streaming=False)  # which prepares it
     assert type(chooses.from_hf(str(tmp_path), "train")) is kind
+
+
+def test_what_is_asked_for_wins_and_a_slice_is_no_stream(tmp_path, monkeypatch):
+    parquet(tmp_path)
+    monkeypatch.setattr(chooses, "_memory", lambda: 100)
+    asked = {"shuffle": True, "num_threads": 1, "shuffle_buffer_size": 10}
+    made = from_hf(str(tmp_path), "train", streaming=True, **asked)
+    assert type(made) is HFStreamingSource
+    for split in ("train", "train[:50%]"):
+        assert type(from_hf(str(tmp_path), split, streaming=False, **asked)) is HFIndexedSource
+    assert len(from_hf(str(tmp_path), "train[:50%]")) == ROWS // 2
+    monkeypatch.setattr(chooses, "_memory", lambda: 1 << 30)
+    assert type(from_hf(str(tmp_path), "train[:50%]", **asked)) is HFEagerSource
+
+
+def test_a_stream_of_rows_on_this_machine_names_the_global_shuffle(caplog):
+    rows = datasets.Dataset.from_dict({"x": range(9)})
+    streaming._note_indexed.cache_clear()
+    for _ in range(2):
+        HFStreamingSource.from_dataset(rows, shuffle=True)
+    HFStreamingSource.from_dataset(rows.to_iterable_dataset(), shuffle=True)
+    assert caplog.text.count("HFIndexedSource shuffles globally") == 1
