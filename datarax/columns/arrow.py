@@ -57,9 +57,8 @@ def expect_no_transform(dataset: datasets.Dataset) -> None:
     if dataset.format["type"] == "custom":
         raise ValueError(
             "The dataset has a transform that runs when rows are read (set_transform, "
-            "with_transform), so its columns are not known. Give the function to the source, "
-            "HFIndexedSource.from_dataset(ds.with_format(None), transform=...), or store what it "
-            "gives with ds.map(...)."
+            "with_transform), so its columns are not known. Give the source the function, "
+            "from_dataset(ds.with_format(None), transform=...), or store its rows with ds.map(...)."
         )
 
 
