@@ -178,9 +178,10 @@ def evaluation_step(
         batch, valid, stages = rows(columns, stages, t)
         lowered = lower(params, objective.precision), lower_params(rest, objective.precision)
 
-        def one(window, part: Any):
+        def one(window, slice):
+            batch, valid = slice
             model = nnx.merge(definition, *lowered, copy=True)
-            loss, (weight, metrics) = objective(model, *part, objective.key(t))
+            loss, (weight, metrics) = objective(model, batch, valid, objective.key(t))
             return keep_dtypes(window.add(loss, weight, metrics), window), None
 
         if count == 1:
