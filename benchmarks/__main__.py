@@ -17,6 +17,7 @@ COMMANDS = {
     "reporting": ["reporting"],
     "loading": ["loading"],
     "streaming": ["streaming"],
+    "tokens": ["tokens"],
     "damage": ["damage"],
     "kill": ["kill", "--data", "eager"],
     "kill-stream": ["kill", "--data", "stream"],
