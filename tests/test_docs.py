@@ -1,9 +1,14 @@
-"""The examples in docstrings and in the guide run and give what they show."""
+"""The documentation: its code runs, it names everything that is public, and it builds."""
 
 import doctest
 import importlib
+import importlib.util
+import inspect
 import pkgutil
 import re
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import datasets
@@ -15,8 +20,25 @@ from flax import nnx
 
 import datarax
 import trainers
+from tests.support.pages import ROOT, blocks, pages, write_data
+from tests.test_faces import FACES
 
-ROOT = Path(__file__).parents[1]
+PAGES = pages()
+SLOW = {  # what they show, the trainer's own tests run
+    "docs/howto/from_grain.md",
+    "docs/howto/from_hf_trainer.md",
+    "docs/howto/from_keras.md",
+    "docs/index.md",
+    "docs/tutorials/chat.md",
+    "docs/tutorials/images.md",
+}
+PUBLIC = [  # modules whose names are public, beside the faces: CHANGELOG.md says so
+    "datarax.errors",
+    "datarax.stages",
+    "trainers.callbacks",
+    "trainers.metrics",
+    "trainers.writers",
+]
 
 
 def modules():
@@ -37,18 +59,97 @@ def test_docstrings(name):
     assert result.failed == 0
 
 
-def test_the_guides_examples_run_one_after_the_other():
-    text = (ROOT / "docs" / "guide.md").read_text()
-    names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(compile(block, "guide.md", "exec"), names)
+# --- pages -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("pages")
+    write_data(directory)
+    return directory
 
 
 @pytest.mark.parametrize(
-    "page", sorted((ROOT / "docs" / "howto").glob("*.md")), ids=lambda page: page.stem
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
+        for page in PAGES
+        if list(blocks(PAGES[page]))
+    ],
 )
-def test_the_examples_of_a_how_to_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, data, tmp_path, monkeypatch):
+    for folder in data.iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
-        exec(compile(block, page.name, "exec"), names)
+    names: dict = {"__name__": page}
+    for number, (code, needs) in enumerate(blocks(PAGES[page])):
+        if needs is None or importlib.util.find_spec(needs):
+            with warnings.catch_warnings():
+                if needs:  # what another library warns of is its own
+                    warnings.simplefilter("ignore")
+                exec(compile(code, f"{page}, block {number}", "exec"), names)
+
+
+def exported():
+    """Returns every name that a face shows, with what it is."""
+    return {
+        f"{face.__name__}.{name}": getattr(face, name) for face in FACES for name in face.__all__
+    }
+
+
+def in_public_modules():
+    """Returns what the modules define whose names are public."""
+    found = {}
+    for name in PUBLIC:
+        for own, value in vars(importlib.import_module(name)).items():
+            is_ours = inspect.isclass(value) or inspect.isfunction(value)
+            if is_ours and value.__module__ == name and not own.startswith("_"):
+                found[f"{name}.{own}"] = value
+    return found
+
+
+def test_every_public_name_has_an_entry_in_the_reference():
+    reference = "\n".join(text for page, text in PAGES.items() if "/reference/" in page)
+    entries = re.findall(r"^::: (\S+)$", reference, flags=re.MULTILINE)
+    found = [pkgutil.resolve_name(entry) for entry in entries]
+    assert len(entries) == len(set(map(id, found)))
+    public = exported() | in_public_modules()
+    assert {name for name, value in public.items() if not any(value is x for x in found)} == set()
+
+
+def test_every_public_name_is_in_a_page_or_an_example():
+    told = [text for page, text in PAGES.items() if "/reference/" not in page]
+    told += [path.read_text() for path in (ROOT / "examples").rglob("*.py")]
+    words = set(re.findall(r"\w+", "\n".join(told)))
+    assert {name for name in exported() if name.rpartition(".")[2] not in words} == set()
+
+
+# --- the site --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("mkdocs")  # of the extra `docs`, which `test` includes
+    directory = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", directory]
+    built = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return directory
+
+
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_other_hosts(site: Path):
+    found = set()
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        loads = re.findall(
+            r"<(?:script|img|link|iframe|source)[^>]*?(?:src|href)=\"?([^\s\">]+)", text
+        )
+        found |= {link for link in loads if "//" in link}
+    assert found == set()
+
+
+def test_every_message_of_the_packages_is_in_the_site(site: Path):
+    text = (site / "faq.html").read_text()
+    assert "shuffles fully" not in text  # a docstring is no message
+    assert "is no multiple of shards=" in text
+    assert text.count("<li>ValueError:") > 150
