@@ -95,6 +95,82 @@ def test_marks_give_the_masks_of_transformers(tokenizer_of):
     assert row["weights"] == want["assistant_masks"]
 
 
+# --- by brute force: each shape of a template written once more, in Python --------------------
+
+
+def chatml(talk):
+    """Yields the pieces of a text, and whether an answer's tokens are in them."""
+    for m in talk:
+        yield f"<|im_start|>{m['role']}\n", False
+        yield f"{m['content']}<|im_end|>\n", m["role"] == "assistant"
+
+
+def llama(talk):
+    for m in talk:
+        if m["role"] == "user":
+            yield f"[INST] {m['content']} [/INST]", False
+        elif m["role"] == "system":
+            yield f"<<SYS>>{m['content']}<</SYS>>", False
+        else:
+            yield f" {m['content']}</s>", True
+
+
+def default_system(talk):
+    if talk[0]["role"] != "system":
+        yield "<|im_start|>system\nYou help.<|im_end|>\n", False
+    yield from chatml(talk)
+
+
+def strips(talk):
+    for m in talk:
+        yield f"<{m['role']}>", False
+        yield f"{m['content'].strip()}</{m['role']}>\n", m["role"] == "assistant"
+
+
+def random_talk(rng, *, system):
+    words = ["two", "plus", " four ", "is", "thanks  ", "a lot", "You", "\n", "é", "<s>", "?"]
+    say = lambda: " ".join(rng.choice(words, rng.integers(1, 9)))  # noqa: E731
+    roles = ["system"] * system + ["user", "assistant"] * int(rng.integers(1, 4))
+    return [{"role": role, "content": say()} for role in roles]
+
+
+SHAPES = {
+    "chatml": (CHATML, chatml, False),
+    "llama": (LLAMA, llama, False),
+    "with a system prompt": (CHATML, chatml, True),
+    "default system prompt": (DEFAULT_SYSTEM, default_system, False),
+    "strips": (STRIPS, strips, False),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masks_are_those_of_the_template_written_in_python(tokenizer_of, shape):
+    template, pieces, system = SHAPES[shape]
+    tokenizer, rng = tokenizer_of(template), np.random.default_rng(0)
+    for _ in range(25):
+        talk = random_talk(rng, system=system)
+        parts = list(pieces(talk))
+        text = "".join(part for part, _ in parts)
+        is_answer = np.repeat([answer for _, answer in parts], [len(part) for part, _ in parts])
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        row = chat(tokenizer)({"messages": talk})
+        assert row["input_ids"] == encoded["input_ids"]
+        # A token that reaches into the next turn is that turn's.
+        want = [bool(is_answer[stop - 1]) for _, stop in encoded["offset_mapping"]]
+        assert row["weights"] == want
+
+
+def test_marks_give_the_masks_of_transformers_for_any_conversation(tokenizer_of):
+    tokenizer, rng = tokenizer_of(MARKED), np.random.default_rng(1)
+    for turn in range(25):
+        talk = random_talk(rng, system=turn % 2)
+        want = tokenizer.apply_chat_template(
+            talk, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        row = chat(tokenizer)({"messages": talk})
+        assert row == {"input_ids": want["input_ids"], "weights": want["assistant_masks"]}
+
+
 def test_a_token_that_spans_two_turns_is_the_next_turns(tokenizer_of):
     tokenizer = tokenizer_of(PLAIN)
     talk = [{**m, "content": m["content"].strip()} for m in TALK]
