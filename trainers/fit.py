@@ -88,6 +88,7 @@ class Fit:
                     self._compile(loop)
             diverged.forget(plan.workdir)
             feed = plan.batches.feed(run.step, run.data_start, data_state, run.rows_seen)
+            self.clock.waited = feed.waited
             with (
                 contextlib.closing(feed),
                 contextlib.closing(Profile(plan.profile, plan.workdir)) as profile,
@@ -162,11 +163,13 @@ class Fit:
             #    sent off, so that the devices do not wait for it. Both are within two seconds then.
             self.state, finite = pending.settled(self.state)
             taken, run.step, run.rows_seen = stop - run.step, stop, feed.rows_at(stop)
-            with self._saved_before_raising(feed, watch):
+            if stop == served:  # the next data are waited for: until then the devices compute
+                reporter.settle(self.state.window)
+            with self.clock.spent("loading"), self._saved_before_raising(feed, watch):
                 run.moves_to(stop, feed.epoch_at(stop))
             if plan.end.epochs is not None and run.epoch >= plan.end.epochs:
                 run.steps = stop
-            pending.is_open = finite and not keep and pending.opens(stop, taken)
+            pending.is_open = finite and not keep and stop < served and pending.opens(stop, taken)
             if pending.is_open:
                 continue
             reporter.reached(self.state.window, pace)

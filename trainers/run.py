@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from flax import nnx
 
@@ -11,6 +11,35 @@ PLACE = "step", "epoch", "rows_seen", "tokens_seen"
 """What a row of the history tells of where the run stands; the rest of it are metrics."""
 
 Status = Literal["finished", "stopped", "preempted", "diverged"]
+
+
+class InputStall(float):
+    """The share of a run's time in which its devices waited for data, from 0 to 1.
+
+    It counts from the first step on, without compiling; the first data are not waited for in it.
+
+    Args:
+        reading: The share that reading took, from files, the network or a subclass's `read_rows`.
+        decoding: The share that decoding and transforming took.
+        transfer: The share that the transfer to the devices took.
+
+    Example:
+        >>> stall = InputStall(0.25, 0.5, 0.0)
+        >>> stall, stall.decoding
+        (0.75, 0.5)
+    """
+
+    reading: float
+    decoding: float
+    transfer: float
+
+    def __new__(cls, reading: float = 0.0, decoding: float = 0.0, transfer: float = 0.0) -> Self:
+        stall = super().__new__(cls, reading + decoding + transfer)
+        stall.reading, stall.decoding, stall.transfer = reading, decoding, transfer
+        return stall
+
+    def __getnewargs__(self) -> tuple[float, float, float]:
+        return self.reading, self.decoding, self.transfer
 
 
 class Run:
@@ -151,6 +180,9 @@ class Run:
                 self.history[-1][name] = value.item()
 
 
+NO_STALL = InputStall()
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """The end of a run.
@@ -164,6 +196,7 @@ class Result:
             there is a loss a token, `tokens_seen`, the sum of their weights so far.
         best: `(step, value)` of the best evaluation where one is asked for, else None.
         status: How the run ended.
+        input_stall: The share of its time in which the devices waited for data; 0 of eager data.
     """
 
     step: int
@@ -173,3 +206,4 @@ class Result:
     history: list[dict[str, Any]]
     best: tuple[int, float] | None
     status: Status
+    input_stall: InputStall = NO_STALL

@@ -272,9 +272,9 @@ class Trainer:
             self._fit, self._ended = None, fit.ended
             self._keep(fit.state)
         run = fit.run
-        best = run.best(self._plan.checkpoint.best)
+        best, stall = run.best(self._plan.checkpoint.best), fit.clock.input_stall
         ema = averaged(self.model, self._ema, self._plan.update.wrt)
-        return Result(run.step, self.model, ema, run.metrics, run.history, best, status)
+        return Result(run.step, self.model, ema, run.metrics, run.history, best, status, stall)
 
     def _ends(self, steps: int | None, epochs: int | None) -> None:
         steps, epochs = optional_integer("steps", steps), optional_integer("epochs", epochs)

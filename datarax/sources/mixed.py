@@ -179,6 +179,11 @@ class MixedSource(PositionedMixture):
         while epoch == self._place.epoch:
             yield self.get_host_batch(self._next(batch_size))
 
+    @property
+    def decoding_seconds(self) -> float:
+        """Seconds that decoding took in all sources so far; see `Source`."""
+        return sum(source.decoding_seconds for source in self.sources)
+
     def begin_epoch(self) -> bool:
         """Goes to where a `for` begins; see `Source`. Without end, a `for` goes on where it is."""
         resumes, self._place.resumes = self._place.resumes, False

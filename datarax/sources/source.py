@@ -223,6 +223,12 @@ class Source(DataraxModule):
         """
         raise NotImplementedError
 
+    @property
+    def decoding_seconds(self) -> float:
+        """Seconds that decoding and transforming rows took so far; 0 where nobody tells them from
+        reading."""
+        return 0.0
+
     def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
         """Returns the number of each record of an epoch, or its rank where records have none.
 

@@ -172,6 +172,11 @@ class PositionedStreams(Source):
         self._streams.note_length(self.label, ended=block.filled < batches)
         return block
 
+    @property
+    def decoding_seconds(self) -> float:
+        """Seconds that it took so far to make columns of rows; see `Source`."""
+        return self._streams.decoder.seconds
+
     def begin_epoch(self) -> bool:
         """Goes to where a `for` begins (see `__iter__`); returns whether a state put it there."""
         resumes, self._resumes = self._resumes, False

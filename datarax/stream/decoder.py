@@ -21,6 +21,7 @@ from datarax.columns.nested import Path, at, nested
 from datarax.columns.objects import needs_decoding, python_rows
 from datarax.errors import listed
 from datarax.stream.schema import ColumnSpec, column_specs, joined
+from datarax.stream.timed import timed
 from datarax.stream.values import read_lists, read_numbers
 
 Part = dict[Path, np.ndarray]  # columns, in flat form
@@ -53,9 +54,13 @@ class Decoder:
     Args:
         features: The features of the rows.
         first: The first rows, at least one.
+
+    Attributes:
+        seconds: How long making columns took so far.
     """
 
     def __init__(self, features: datasets.Features, first: pa.Table):
+        self.seconds = 0.0
         self._first = first.take([0])  # a copy, which does not keep the others
         self.features = features
         self.specs = column_specs(features, first)
@@ -83,6 +88,7 @@ class Decoder:
         """The first record, of arrays of shape `(1, ...)`."""
         return self.numbers(self._first)[0] | self.rest(self._first)[0]
 
+    @timed
     def numbers(self, table: pa.Table) -> tuple[Part, Faults]:
         """Returns all arrays of numbers of a table.
 
@@ -119,6 +125,7 @@ class Decoder:
                 table = table.append_column(name, pa.nulls(len(table)))
         return table
 
+    @timed
     def rest(self, table: pa.Table) -> tuple[Part, Faults]:
         """Returns images and host columns of a table, images decoded on all cores.
 

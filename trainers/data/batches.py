@@ -24,7 +24,14 @@ from trainers.devices.layout import Layout
 
 
 class Feed:
-    """Gives a run its data, step after step."""
+    """Gives a run its data, step after step.
+
+    Attributes:
+        waited: Seconds that the run has waited for reading, for decoding and transforming, and for
+            the transfer to the devices, of shape `(3,)`.
+    """
+
+    waited: np.ndarray
 
     def block(self, t: int) -> tuple[Any, int]:
         """Returns the data of step `t`, and the step up to which it serves."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from datarax.sources.source import Source
@@ -33,6 +34,7 @@ class Block(NamedTuple):
         epoch: The epoch.
         begins: Whether it begins the epoch.
         seconds: The time that a batch took to read.
+        spent: Seconds of reading, of decoding and transforming, and of the transfer.
     """
 
     data: Any
@@ -43,6 +45,7 @@ class Block(NamedTuple):
     epoch: int
     begins: bool
     seconds: float
+    spent: np.ndarray
 
 
 class Blocks:
@@ -60,6 +63,10 @@ class Blocks:
         readers: How many shares of the streams the processes read; 1: each reads all.
         to_devices: `(columns, valid, ranks) -> data` puts a block on the devices.
         drop_remainder: Whether batches that are not full, at an epoch's end, are left out.
+
+    Attributes:
+        waited: Seconds that `take` has waited, for reading, decoding and the transfer, in the
+            proportions of the block it waited for. The first block does not count.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class Blocks:
         self._worker = Worker("trainers-read")
         self._ahead: deque[Future[Block]] = deque()
         self._batches = 1
+        self.waited, self._is_first = np.zeros(3), True
         self._read_ahead()
 
     def take(self) -> Block:
@@ -112,7 +120,7 @@ class Blocks:
 
     def _take(self) -> Block:
         """Returns the next block, which is empty where the epoch was over just before it."""
-        reading, capacity = self._ahead[0], self._capacity
+        reading, capacity, begun = self._ahead[0], self._capacity, time.perf_counter()
         waits, failed, own = not reading.done(), reading.exception() is not None, [0, 0]
         if not failed:
             block = reading.result()
@@ -123,6 +131,10 @@ class Blocks:
         if found[:, 0].any():
             agreement.together(reading.result)  # it is raised again where it is asked again
         self._ahead.popleft()
+        if not self._is_first:
+            spent = block.spent / max(block.spent.sum(), 1e-9)
+            self.waited += (time.perf_counter() - begun) * spent
+        self._is_first = False
         self._batches = int(found[:, 1].min())
         ends = False
         if self._readers > 1:
@@ -142,7 +154,7 @@ class Blocks:
 
     def _read(self, batches: int, begins: bool) -> Block:
         """Reads and places the next block; runs on the thread."""
-        begun = time.perf_counter()
+        begun, decoded = time.perf_counter(), self._source.decoding_seconds
         if begins:
             self._source.next_epoch()
         block, filled = self._next(batches)
@@ -150,11 +162,15 @@ class Blocks:
             begins = True
             self._source.next_epoch()
             block, filled = self._next(batches)
-        seconds = (time.perf_counter() - begun) / max(1, filled)
-        data = self._to_devices(block.columns, block.valid, block.ranks)
+        read = time.perf_counter()
+        data = jax.block_until_ready(self._to_devices(block.columns, block.valid, block.ranks))
+        decoding = min(self._source.decoding_seconds - decoded, read - begun)
+        spent = np.array([read - begun - decoding, decoding, time.perf_counter() - read])
+        seconds = (read - begun) / max(1, filled)
         counts = np.zeros(self._capacity, np.int32)
         counts[:batches] = block.valid.sum(axis=1)
-        return Block(data, batches, filled, block.positions, counts, block.epoch, begins, seconds)
+        place = block.positions, counts, block.epoch, begins
+        return Block(data, batches, filled, *place, seconds, spent)
 
     def _next(self, batches: int) -> tuple[Any, int]:
         """Returns the next batches of the epoch, and how many of them the loop gets."""

@@ -118,6 +118,7 @@ class EagerFeed(Feed):
     def __init__(self, batches: EagerBatches, first: int, rows: int):
         self._batches, self._first, self._rows = batches, first, rows
         self._data = batches.data_from(first)
+        self.waited = np.zeros(3)
 
     def block(self, t: int) -> tuple[Any, int]:
         """Returns the data of step `t`, and the step up to which it serves."""

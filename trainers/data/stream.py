@@ -169,6 +169,7 @@ class StreamFeed(Feed):
         self._batches, self._rows = batches, rows
         self.epoch, self._index = (0, 0) if state is None else (state["epoch"], state["index"])
         self._blocks = batches.blocks(state)
+        self.waited = self._blocks.waited
         self._block: Block | None = None
         self._start = t  # the step of the block's first batch
 

@@ -5,6 +5,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
+from trainers.run import InputStall
+
 _IMPORTED = time.perf_counter()
 
 PHASES = "loading", "compiling", "computing", "evaluating", "saving", "reporting"
@@ -16,12 +20,14 @@ class Clock:
 
     Attributes:
         seconds: Seconds by phase.
+        waited: Seconds that the devices waited for data; see `Feed`.
         before: Seconds from the import of `trainers` to this run; None in an interactive session,
             where they say how long its user thought.
     """
 
     def __init__(self):
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.waited = np.zeros(3)
         self._begun = time.perf_counter()
         self.before = None if _is_interactive() else self._begun - _IMPORTED
 
@@ -33,6 +39,12 @@ class Clock:
             yield
         finally:
             self.seconds[phase] += time.perf_counter() - begun
+
+    @property
+    def input_stall(self) -> InputStall:
+        """The share of the run's time so far in which the devices waited for data."""
+        running = max(sum(self.seconds.values()) - self.seconds["compiling"], 1e-9)
+        return InputStall(*(self.waited / running).tolist())
 
     @property
     def total(self) -> float:

@@ -13,10 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from trainers.data.skipped import Skips
-from trainers.run import PLACE
+from trainers.run import NO_STALL, PLACE, InputStall
 
 _SECONDS_BETWEEN_LINES = 10
 _SECONDS_OF_SILENCE = 15
+STALL = 0.05  # of the time, from which on an input stall is told
 _WIDTH = 120  # of a line where there is no terminal
 
 
@@ -75,8 +76,13 @@ class Progress:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def report(self, row: Mapping[str, float]) -> None:
-        """Shows a row of metrics; lines between evaluations are at least ten seconds apart."""
+    def report(self, row: Mapping[str, float], stall: InputStall = NO_STALL) -> None:
+        """Shows a row of metrics; lines between evaluations are at least ten seconds apart.
+
+        Args:
+            row: The metrics.
+            stall: The share of the time that the devices waited for data; told where it matters.
+        """
         values = {name: value for name, value in row.items() if name not in PLACE}
         if not self._speaks or (self._bar is None and not self._is_due(row["step"], values)):
             return
@@ -84,6 +90,7 @@ class Progress:
         names = first + [name for name in values if name not in first]
         parts = [f"{name} {values[name]:.4g}" for name in names]
         rate = self._rate(row["step"])
+        rate += f"  {stall:.0%} waiting for data" if stall > STALL else ""
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join([*parts[:4], rate]).rstrip(), refresh=False)
             return
@@ -152,6 +159,28 @@ def told_of_spike(spike: Mapping[str, Any], records: np.ndarray | None) -> str:
         f"{line}; its records are {some(records)}. To go on without them from a checkpoint before, "
         f"write Trainer(..., skip=trainer.records_at({batch}))."
     )
+
+
+_REMEDIES = {
+    "reading": "more threads (num_threads=), files on this machine, or an eager source where the "
+    "data fit into memory",
+    "decoding and transforming": "more threads (num_threads=), a cheaper transform, smaller "
+    "images, or an eager source, which decodes and transforms once",
+    "the transfer": "smaller columns, such as uint8 images that a stage makes floats of, smaller "
+    "images, or an eager source, whose data stay on the devices",
+}
+
+
+def told_of_stall(stall: InputStall) -> str:
+    """Returns what to say of an input stall, and of a large one how to shorten it."""
+    shares = stall.reading, stall.decoding, stall.transfer
+    parts = dict(zip(_REMEDIES, shares, strict=True))
+    line = f"Input stall, the share of the time that the devices waited for data: {stall:.1%}"
+    if not stall:
+        return f"{line}."
+    line += f": {', '.join(f'{name} {share:.1%}' for name, share in parts.items())}."
+    remedy = f" To shorten it: {_REMEDIES[max(parts, key=parts.__getitem__)]}."
+    return line + remedy * (stall > STALL)
 
 
 def some(numbers: np.ndarray, most: int = 8) -> str:

@@ -98,10 +98,14 @@ class Reporter:
 
     def reached(self, window: Window, pace: Pace) -> None:
         """Waits until step `run.step` is finished, which gives `window`."""
-        with self._clock.spent("computing"):
-            jax.block_until_ready(window.loss)
+        self.settle(window)
         pace.end(self._run.step)
         self._progress.advance(self._run.step, pace.seconds)
+
+    def settle(self, window: Window) -> None:
+        """Waits until the steps that give `window` are finished."""
+        with self._clock.spent("computing"):
+            jax.block_until_ready(window.loss)
 
     def _measured(self, state: State, log: bool, evaluate: bool) -> dict[str, float] | None:
         """Returns the metrics asked for, None where a signal came in between."""
@@ -141,7 +145,7 @@ class Reporter:
         row = self._run.history[-1]
         with self._clock.spent("reporting"):
             self._writers.write_scalars(row["step"], {k: v for k, v in row.items() if k != "step"})
-            self._progress.report(row)
+            self._progress.report(row, self._clock.input_stall)
 
 
 def ask(due: Sequence[Callback], run: Run) -> bool:

@@ -14,7 +14,7 @@ from trainers.devices import agreement
 from trainers.devices.variables import named
 from trainers.loop.clock import Clock
 from trainers.loop.plan import Plan, configuration
-from trainers.loop.progress import some
+from trainers.loop.progress import some, told_of_stall
 from trainers.report import chart, page, samples
 from trainers.run import PLACE, Run
 from trainers.writers import JsonLines, Writer, Writers, written_hparams
@@ -144,7 +144,8 @@ class Report:
         if self._clock.before is not None:
             before = f"Before fit(): {self._clock.before:,.1f} s since trainers was imported."
         lead = f'<p class="lead">{before}</p>' if before else ""
-        return f"<h2>Where the time went</h2>{lead}{page.shares(parts)}"
+        stall = f'<p class="lead">{told_of_stall(self._clock.input_stall)}</p>'
+        return f"<h2>Where the time went</h2>{lead}{page.shares(parts)}{stall}"
 
     def _data(self) -> str:
         batches, source = self._plan.batches, self._plan.pipeline.source

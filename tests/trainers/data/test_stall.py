@@ -1,0 +1,66 @@
+"""Input stall: how long the devices waited for data, and for what."""
+
+import time
+
+import datasets
+import numpy as np
+import optax
+import pytest
+
+from datarax import HFStreamingSource
+from tests.datarax.sources.test_indexed import Rows
+from tests.support.models import MLP, memory, points
+from trainers import Trainer
+from trainers.loop.progress import told_of_stall
+from trainers.run import InputStall
+
+
+def loss(model, batch):
+    logits = model(batch["x"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+def run(source, **arguments):
+    return Trainer(MLP(), source, loss=loss, batch_size=8, steps=30, **arguments).fit()
+
+
+class Slow(Rows):
+    """Rows from a slow disk."""
+
+    def read_rows(self, indices):
+        time.sleep(0.002 * len(indices))
+        return super().read_rows(indices)
+
+
+def late(row):
+    time.sleep(0.002)
+    return row
+
+
+def test_eager_data_are_never_waited_for(tmp_path):
+    assert run(memory(points(50)), workdir=tmp_path).input_stall == 0
+    assert "devices waited for data: 0.0%." in (tmp_path / "report.html").read_text()
+
+
+def test_a_slow_source_is_waited_for_and_the_run_says_for_what(tmp_path, capsys):
+    stall = run(Slow(points(50), shuffle=True), workdir=tmp_path).input_stall
+    assert 0.05 < stall < 1
+    assert stall == pytest.approx(stall.reading + stall.decoding + stall.transfer)
+    assert stall.reading > stall.transfer
+    assert stall.decoding == 0  # a subclass's rows are read as they are
+    assert "% waiting for data" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "To shorten it: more threads (num_threads=)" in page
+
+
+def test_a_stream_tells_decoding_from_reading():
+    rows = datasets.Dataset.from_dict(points(50)).to_iterable_dataset().map(late)
+    stall = run(HFStreamingSource.from_dataset(rows)).input_stall
+    assert stall.reading > stall.decoding > 0
+
+
+def test_the_largest_part_decides_what_to_change():
+    assert "a cheaper transform" in told_of_stall(InputStall(0.01, 0.1, 0.02))
+    assert "uint8" in told_of_stall(InputStall(0.0, 0.02, 0.1))
+    assert "To shorten" not in told_of_stall(InputStall(0.02, 0.02, 0.0))
+    assert np.isclose(InputStall(0.02, 0.02, 0.0), 0.04)
