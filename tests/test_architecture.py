@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "datarax": [
         *("errors", "order", "hub", "columns", "module"),
-        *("tokens", "stages", "stream", "sources", "pipeline"),
+        *("tokens", "transforms", "stages", "stream", "sources", "pipeline"),
     ],
     "trainers": [
         *("run", "callbacks", "arguments", "writers", "metrics", "devices", "step", "task", "data"),
@@ -140,5 +140,10 @@ def test_no_imports_run_in_a_circle():
 
 
 def test_a_reader_sees_few_rooms():
+<<<<<<< HEAD
     assert len(FLOORS["datarax"]) <= 10
     assert len(FLOORS["trainers"]) <= 16
+=======
+    assert len(FLOORS["datarax"]) <= 11
+    assert len(FLOORS["trainers"]) <= 15
+>>>>>>> a7f0220 (Transforms of one record: crops, tokens, windows of sound; rows of a dataset as a transform makes them, on threads)

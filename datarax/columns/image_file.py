@@ -77,6 +77,40 @@ def _loaded(encoded: bytes | None, path: str | None) -> PIL.Image.Image:
         return image
 
 
+def lazy_image(feature: datasets.Image, value: dict[str, Any]) -> PIL.Image.Image:
+    """Returns the image that `datasets` gives for a stored one, where possible not yet decoded.
+
+    Then its pixels are decoded at the first look, and `draft` may say how many of a JPEG's. An
+    image that its EXIF data turn, or that is given in another mode, is decoded here.
+
+    Args:
+        feature: The column's feature.
+        value: `{"bytes": ..., "path": ...}`, one of which may be None.
+
+    Raises:
+        DamagedImage: The image is no image, or missing; or it had to be decoded and is damaged.
+    """
+    encoded, path = value["bytes"], value["path"]
+    try:
+        if encoded is None and path and not is_local_path(path):
+            return feature.decode_example(value)
+        if encoded is None:
+            with open(path or "", "rb") as file:  # no file stays open until somebody looks
+                encoded = file.read()
+        image = PIL.Image.open(BytesIO(encoded))
+        # Pillow decodes a PNG to find its EXIF chunk, so look for the chunk's name first.
+        may_turn = not encoded.startswith(_PNG) or b"eXIf" in encoded
+        if may_turn and Exif.Orientation in image.getexif():
+            image = PIL.ImageOps.exif_transpose(image)
+        if feature.mode and feature.mode != image.mode:
+            image = image.convert(feature.mode)
+        return image
+    except PIL.UnidentifiedImageError:
+        raise DamagedImage("it is no image of a format that Pillow knows") from None
+    except _RAISED as error:
+        raise_from(DamagedImage(f"{type(error).__name__}: {redacted(error)}"), error)
+
+
 def pixels(feature: datasets.Image, value: dict[str, Any] | None) -> np.ndarray | None:
     """Returns one image as an array, see `open_image`; None for None."""
     return None if value is None else np.array(open_image(feature, value))

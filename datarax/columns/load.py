@@ -90,7 +90,7 @@ def load_columns(
         raise ValueError(f"on_bad_rows={on_bad_rows!r}: expected 'raise' or 'skip'.")
     features = chosen_features(dataset, include, exclude)
     scope = rows_of(dataset)
-    kept = scope if rows is None else scope.take(_row_numbers(rows, len(dataset)))
+    kept = scope if rows is None else scope.take(row_numbers(rows, len(dataset)))
     table = without_views(table_of(dataset).select(list(features)))
     stored = (
         Column((name,), feature, table.column(name), kept) for name, feature in features.items()
@@ -140,7 +140,7 @@ def chosen_features(
     return datasets.Features({name: features[name] for name in chosen(features, include, exclude)})
 
 
-def _row_numbers(rows: np.ndarray, length: int) -> np.ndarray:
+def row_numbers(rows: np.ndarray, length: int) -> np.ndarray:
     numbers = np.asarray(rows)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
         raise ValueError(f"rows: expected at least one row number, got {rows!r}.")

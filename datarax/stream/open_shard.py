@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from datarax.errors import placed
 from datarax.hub import network
 from datarax.hub.explained import cure
 from datarax.hub.secrets import raise_from
@@ -118,7 +119,9 @@ class OpenShard:
                 self.close()
                 if isinstance(error, UsersError):
                     if not network.is_transient(error.error):
-                        raise placed(error.error, self._label(row)) from error.error.__cause__
+                        label = self._label(row)
+                        note = f"Raised by a function of the dataset's map or filter, at {label}."
+                        raise placed(error.error, label, note) from error.error.__cause__
                     error = error.error
                 if isinstance(error, Unfit):
                     raise unfit(error, row, self._shards.label(self.shard)) from error
@@ -182,16 +185,6 @@ def _close(tables: Iterator) -> None:
     # A generator left behind in a stall still runs on its own thread and cannot be closed.
     if isinstance(tables, GeneratorType) and not tables.gi_running:
         tables.close()
-
-
-def placed(error: Exception, label: str) -> Exception:
-    """Returns an error of a user's function, whose message begins with the row that it got."""
-    error.add_note(f"Raised by a function of the dataset's map or filter, at {label}.")
-    if isinstance(error, OSError) and error.strerror is not None:
-        error.strerror = f"{label}: {error.strerror}"
-    elif len(error.args) <= 1:
-        error.args = (": ".join([label, *map(str, error.args)]),)
-    return error
 
 
 def said(error: BaseException) -> str:

@@ -1,0 +1,154 @@
+"""A dataset's rows as a transform makes them: some by number, or all as columns."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+
+from datarax.columns.arrow import gathered, rows_of, without_views
+from datarax.columns.load import Columns, chosen_features, row_numbers
+from datarax.columns.nested import Path, nested
+from datarax.columns.outputs import OBJECT
+from datarax.columns.records import Records
+from datarax.columns.rows import ReadRows
+from datarax.columns.transform import TransformFunction
+from datarax.columns.transformer import Transformer
+from datarax.hub.private import table_of
+
+_AT_ONCE = 1024  # rows that are read for a transform at once, at most
+_BYTES = 64 << 20  # and the bytes that they may have
+
+
+class TransformedRows:
+    """The rows of a dataset, by number, as a transform makes them.
+
+    Args:
+        dataset: Any dataset, selected, shuffled, mapped or filtered.
+        function: The transform, `(record) -> record` or `(record, rng) -> record`.
+        include: The columns of a record; None for all.
+        exclude: Columns to leave out; a name that does not exist is no error.
+        on_bad_rows: What to do where a record cannot be decoded or transformed: raise, or `"skip"`
+            it: the first row stands in its place.
+        num_threads: How many threads decode and transform; None for one a core.
+        timeout: Seconds that a record may take; None for no limit.
+
+    Raises:
+        TypeError: The transform cannot be called with a record, or returns no dict.
+        ValueError: The dataset is empty, or a column of `include` does not exist.
+        Exception: What the transform raises for the first record, which decides the shapes.
+
+    Example:
+        >>> dataset = datasets.Dataset.from_dict({"text": ["to be", "or", "not to be"]})
+        >>> rows = TransformedRows(dataset, lambda record: {"letters": len(record["text"])})
+        >>> rows.read(np.array([2, 0])).columns
+        {'letters': array([9, 5], dtype=int32)}
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        function: TransformFunction,
+        *,
+        include: Iterable[str] | None = None,
+        exclude: Iterable[str] | None = None,
+        on_bad_rows: Literal["raise", "skip"] = "raise",
+        num_threads: int | None = None,
+        timeout: float | None = None,
+    ):
+        features = chosen_features(dataset, include, exclude)
+        self.transformer = Transformer(
+            function,
+            features,
+            on_bad_rows=on_bad_rows,
+            num_threads=num_threads,
+            timeout=timeout,
+        )
+        self._table = without_views(table_of(dataset).select(list(features)))
+        self._rows = rows_of(dataset)
+        row_bytes = max(1, self._table.nbytes // max(len(self._table), 1))
+        self._at_once = max(1, min(_AT_ONCE, _BYTES // row_bytes))
+        few = min(len(dataset), 64)
+        shown = np.unique(np.r_[np.arange(few), [len(dataset) // 2, len(dataset) - 1]])
+        self.transformer.learn(self._records(shown), lambda row: f"record {shown[row]}")
+
+    def __len__(self) -> int:
+        return self._rows.length
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TransformedRows":
+        return self  # its rows are never written to, and its threads are for all
+
+    @property
+    def features(self) -> datasets.Features:
+        """The features of the columns that the transform makes, of those that have one."""
+        return self.transformer.outputs.features
+
+    def spec(self) -> dict[str, Any]:
+        """Returns shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`."""
+        return self.transformer.outputs.spec()
+
+    def read(self, indices: np.ndarray, seeds: np.ndarray | int = 0) -> ReadRows:
+        """Returns some rows.
+
+        Args:
+            indices: Their numbers, integers of shape `(k,)`, in any order, some perhaps twice.
+            seeds: The seed of each row's epoch, `(seed + epoch) % 2**32`, of shape `(k,)` or one.
+
+        Raises:
+            IndexError: A number is out of range.
+            ValueError: A row has other columns, shapes or dtypes than the first; it names the row.
+            TimeoutError: A row took longer than `timeout`.
+            Exception: What the transform raised, with the row's number in its message.
+        """
+        indices = row_numbers(indices, len(self))
+        out = self.transformer.outputs.buffers(len(indices))
+        whole = self._read_into(out, indices, seeds)
+        return ReadRows(nested(out.items()), whole)
+
+    def columns(self, rows: np.ndarray | None = None) -> Columns:
+        """Returns all rows, or some, as columns; rows that are skipped are left out.
+
+        Args:
+            rows: Load these rows only, in this order; integers of shape `(k,)`.
+        """
+        numbers = np.arange(len(self)) if rows is None else row_numbers(rows, len(self))
+        outputs = self.transformer.outputs
+        out = outputs.buffers(len(numbers))
+        whole = self._read_into(out, numbers, 0)
+        skipped = len(numbers) - int(whole.sum())
+        if skipped:
+            out = {path: column[whole] for path, column in out.items()}
+        data = nested(
+            (path, outputs.host_column(path, column) if column.dtype == OBJECT else column)
+            for path, column in out.items()
+        )
+        return Columns(data, len(numbers) - skipped, skipped, self.features)
+
+    def _read_into(
+        self, out: dict[Path, np.ndarray], indices: np.ndarray, seeds: np.ndarray | int
+    ) -> np.ndarray:
+        """Writes rows to arrays, and returns which of them are whole."""
+        seeds = np.broadcast_to(np.asarray(seeds, np.uint32), indices.shape)
+        whole = np.ones(len(indices), bool)
+        for start in range(0, len(indices), self._at_once):
+            some = slice(start, start + self._at_once)
+            part = {path: column[some] for path, column in out.items()}
+            errors = self._apply(indices[some], seeds[some], part)
+            for error in errors.values():
+                if self.transformer.must_raise(error):
+                    raise error
+            whole[[start + row for row in errors]] = False
+        return whole
+
+    def _apply(
+        self, indices: np.ndarray, seeds: np.ndarray, out: dict[Path, np.ndarray]
+    ) -> dict[int, Exception]:
+        records = self._records(indices)
+        return self.transformer.apply(
+            records, indices, seeds, out, lambda row: f"record {indices[row]}"
+        )
+
+    def _records(self, indices: np.ndarray) -> Records:
+        positions = self._rows.positions
+        stored = indices if positions is None else positions[indices]
+        return Records(gathered(self._table, stored), self.transformer.features)
