@@ -17,7 +17,7 @@ from trainers.devices.variables import concrete, without_value
 from trainers.loop.plan import Plan
 from trainers.step.average import begun, of, replaced
 from trainers.step.compiled import Loop
-from trainers.step.logits import Logits, measured
+from trainers.step.logits import Logits, may_be_large, measured
 from trainers.step.model import split
 from trainers.step.optimizer import rate_of
 from trainers.step.spike import Trend
@@ -96,7 +96,7 @@ def loop(
     """
     definition = split(plan.model, plan.update.wrt, training=True)[0]
     rows, layout, update = rows or plan.batches.rows, plan.layout, plan.update
-    if (found := logits(plan)) is not None:
+    if (found := logits(plan, if_large=True)) is not None:
         update = dataclasses.replace(update, accumulate=update.accumulate * found.slices)
     step = train_step(definition, plan.objective, update, rows, layout.slices)
     rest = data, goes_on or _finite, layout.shardings(state)
@@ -108,13 +108,15 @@ def loop(
     return traced
 
 
-def logits(plan: Plan) -> Logits | None:
+def logits(plan: Plan, *, if_large: bool = False) -> Logits | None:
     """Returns what a language model's logits take of a device, and in how many slices; else None.
 
-    The slices are those of one slice of `accumulate`.
+    The slices are those of one slice of `accumulate`. With `if_large`, small logits are None too.
     """
     model = split(plan.model, plan.update.wrt, training=True)
     rows = plan.batches.batch_size // plan.layout.parts // plan.update.accumulate
+    if if_large and not may_be_large(model[1:], plan.batches.spec, rows):
+        return None
     with plan.layout.traced():
         return measured(plan.objective, model, plan.batches.spec, rows, gradient=True)
 

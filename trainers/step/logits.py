@@ -40,6 +40,17 @@ class Logits:
         return f"{whole} for {self.rows} rows, {part} at once: computed in {self.slices} slices"
 
 
+def may_be_large(params: Any, spec: dict[str, Any], rows: int) -> bool:
+    """Returns whether the logits of `rows` rows can take more than `LARGEST`.
+
+    They are as wide as some parameter, and a row has at most as many tokens as its longest column:
+    without a large one there is no need to trace the model for their shape.
+    """
+    width = max((max(x.shape, default=1) for x in jax.tree.leaves(params)), default=1)
+    tokens = max((column.shape[0] for column in spec.values() if column.shape), default=1)
+    return 4 * rows * tokens * width > LARGEST
+
+
 def measured(
     objective: Objective,
     model: tuple[nnx.GraphDef, Any, Any],
