@@ -21,6 +21,7 @@ COMMANDS = {
     "damage": ["damage"],
     "kill": ["kill", "--data", "eager"],
     "kill-stream": ["kill", "--data", "stream"],
+    "kill-packed": ["kill", "--data", "packed"],
 }
 TAKE_DATASET = {"loop", "rivals", "reporting", "loading"}
 

@@ -1,6 +1,6 @@
 """Kills a training run at random moments, again and again, and compares how it ends.
 
-    python -m benchmarks.kill [--kills 100] [--seed 0] [--data eager | stream]
+    python -m benchmarks.kill [--kills 100] [--seed 0] [--data eager | stream | packed]
 
 A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffled source, which is
 held in memory or streamed from files and read ahead, with a stage that draws random numbers, an
@@ -8,8 +8,9 @@ average of the parameters, evaluation, callbacks and a checkpoint every few step
 or SIGTERM: some while it starts and compiles, some at any moment of the training, some while a
 checkpoint is being written. It is started again until it is finished, and then everything it leaves
 must be that of a run nobody disturbed, bit for bit: the variables, the optimizer's state, the
-history, the stream's position, and `metrics.jsonl` but for its times. Five to ten seconds a kill on
-two CPU cores.
+history, the stream's position, and `metrics.jsonl` but for its times. With
+`--data packed` it is a language model on a shuffled stream of packed rows. Five to ten seconds a
+kill on two CPU cores.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def train(workdir: Path, steps: int, data: str) -> None:
     import optax
     from flax import nnx
 
+    from benchmarks.tokens import Decoder
     from datarax import MemorySource, MemorySourceConfig, Pipeline
     from trainers import Checkpoints, Trainer, every
     from trainers.callbacks import best_so_far, early_stopping
@@ -66,13 +68,19 @@ def train(workdir: Path, steps: int, data: str) -> None:
     sources = {
         "eager": lambda: MemorySource(MemorySourceConfig(shuffle=True, seed=3), points(ROWS, 0)),
         "stream": lambda: streamed(workdir.parent / "files"),
+        "packed": packed,
     }
+    model: nnx.Module = Model(nnx.Rngs(params=0, dropout=1))
+    stages, own, evaluated = [jitter], loss, points(515, 1)
+    if data == "packed":
+        model = Decoder(50, 32, 16, 1, nnx.Rngs(0))
+        stages, own, evaluated = [], None, packed().collect_to_array(num_records=100)
     result = Trainer(
-        Model(nnx.Rngs(params=0, dropout=1)),
-        Pipeline(source=sources[data](), stages=[jitter], batch_size=32, rngs=nnx.Rngs(2)),
-        loss=loss,
+        model,
+        Pipeline(source=sources[data](), stages=stages, batch_size=32, rngs=nnx.Rngs(2)),
+        loss=own,
         optimizer=optax.adam(optax.cosine_decay_schedule(1e-2, steps)),
-        eval_source=MemorySource(MemorySourceConfig(), points(515, 1)),
+        eval_source=MemorySource(MemorySourceConfig(), evaluated),
         steps=steps,
         log_every=7,
         eval_every=20,
@@ -119,6 +127,24 @@ def streamed(folder: Path) -> Any:
     from datarax import HFStreamingSource
 
     rows = datasets.load_dataset(str(folder), split="train", streaming=True)
+    return HFStreamingSource.from_dataset(rows, shuffle=True, seed=3, shuffle_buffer_size=300)
+
+
+def packed() -> Any:
+    """Returns a shuffled stream of packed rows, of documents of 0 to 40 tokens."""
+    import datasets
+    import numpy as np
+
+    from datarax import HFStreamingSource
+    from datarax.tokens import Packer
+
+    rng, packer = np.random.default_rng(0), Packer(32, end_id=0)
+    documents = [rng.integers(1, 50, n).tolist() for n in rng.integers(0, 41, ROWS)]
+    features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+    dataset = datasets.Dataset.from_dict({"input_ids": documents}, features=features)
+    rows = dataset.to_iterable_dataset(num_shards=7).map(
+        packer, batched=True, batch_size=100, features=packer.features
+    )
     return HFStreamingSource.from_dataset(rows, shuffle=True, seed=3, shuffle_buffer_size=300)
 
 
@@ -252,7 +278,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=120, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", choices=["eager", "stream"], default="eager")
+    parser.add_argument("--data", choices=["eager", "stream", "packed"], default="eager")
     parser.add_argument("--quick", action="store_true", help="two kills: only to try it")
     parser.add_argument("--keep", type=Path, help="a folder for the runs' workdirs")
     parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)  # of the run to be killed
