@@ -6,8 +6,8 @@
         --split train_sft --steps 2000                       # from the Hub
 
 To expect, in two minutes on two CPU cores: the loss of held-out answers falls from 0.21 after the
-first training to 0.03 after fine-tuning, that of the rest rises from 0.54 to 0.66, and 19 of 20 sums
-are right, word for word.
+first training to 0.03 after fine-tuning, that of the rest rises from 0.54 to 0.66, and 19 of 20
+sums are right, word for word.
 
 The model is trained on whole conversations first, as on any text, and then fine-tuned on the
 answers. A chat template marks what the assistant says, and `datarax.tokens.chat` gives these tokens
