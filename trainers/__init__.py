@@ -5,8 +5,20 @@ from trainers.arguments import Checkpoints
 from trainers.callbacks import every
 from trainers.devices.distributed import initialize
 from trainers.run import Result
+from trainers.sweeps.result import SweepResult
+from trainers.sweeps.sweep import sweep
 from trainers.trainer import Trainer
 from trainers.weights.export import export
 from trainers.weights.load import load
 
-__all__ = ["Checkpoints", "Result", "Trainer", "every", "export", "initialize", "load"]
+__all__ = [
+    "Checkpoints",
+    "Result",
+    "SweepResult",
+    "Trainer",
+    "every",
+    "export",
+    "initialize",
+    "load",
+    "sweep",
+]
