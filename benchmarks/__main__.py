@@ -13,6 +13,7 @@ import sys
 COMMANDS = {
     "loop": ["loop"],
     "first_step": ["first_step"],
+    "mixtures": ["mixtures"],
     "rivals": ["rivals"],
     "reporting": ["reporting"],
     "loading": ["loading"],

@@ -63,15 +63,16 @@ class MixtureDraws:
 
         Args:
             epoch: Epochs, integers of shape `(size,)`; 0 where the mixture never ends.
-            index: Positions in them, integers of shape `(size,)`, not far from each other.
+            index: Positions in them, integers of shape `(size,)`.
 
         Returns:
             Two `int64` arrays of shape `(size,)`.
         """
-        first = int(index.min()) // _ROUND
-        rounds = [self._round(n) for n in range(first, int(index.max()) // _ROUND + 1)]
+        numbers, first = index // _ROUND, int(index.min()) // _ROUND
+        is_there = np.bincount(numbers - first) > 0  # quicker than `np.unique`, which sorts
+        rounds = [self._round(n) for n in (first + np.flatnonzero(is_there)).tolist()]
         chosen, before = (np.concatenate(parts) for parts in zip(*rounds, strict=True))
-        place = index - first * _ROUND
+        place = (np.cumsum(is_there) - 1)[numbers - first] * _ROUND + index % _ROUND
         chosen = chosen[place]
         return chosen, before[place] + epoch * self.counts[chosen]
 

@@ -209,7 +209,7 @@ class Pipeline(nnx.Module):
     @property
     def is_stream(self) -> bool:
         """Whether the source's batches are read in order, rather than formed by arithmetic."""
-        return not self.source.is_traceable
+        return not all(part.is_traceable for part in self.source.parts)
 
     @property
     def order(self) -> Order:

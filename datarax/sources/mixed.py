@@ -97,6 +97,24 @@ class MixedSource(PositionedMixture):
             )
         return self.length
 
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The sources whose records these are; see `Source.parts`."""
+        return tuple(part for source in self.sources for part in source.parts)
+
+    def drawn(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns of which part some records are, and their ranks there; see `Source.drawn`."""
+        epoch, index = (0 * ranks, ranks) if self.length is None else divmod(ranks, self.length)
+        chosen, ranks = self._draws.at(epoch, index)
+        part, first = np.empty_like(chosen), 0
+        for number, source in enumerate(self.sources):
+            mine = np.flatnonzero(chosen == number)
+            if len(mine):
+                inner, ranks[mine] = source.drawn(ranks[mine])
+                part[mine] = first + inner
+            first += len(source.parts)
+        return part, ranks
+
     def element_spec(self) -> dict[str, Any]:
         """Returns the shape and dtype of one record; see `Source.element_spec`."""
         return self.sources[0].element_spec()
@@ -159,11 +177,12 @@ class MixedSource(PositionedMixture):
 
     def skip(self, count: int) -> None:
         """Goes `count` records on; see `Source.skip`."""
-        before = self._given()
+        before = self._given(self._place.epoch, self._place.index)
         self._place.index += count
         self._roll()
-        for source, more in zip(self.sources, self._given() - before, strict=True):
-            source.skip(int(more))
+        drawn = self._given(self._place.epoch, self._place.index) - before
+        for source, more in zip(self.sources, drawn.tolist(), strict=True):
+            source.skip(more)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the records of one epoch, or without end."""
@@ -227,10 +246,6 @@ class MixedSource(PositionedMixture):
 
     def _roll(self) -> None:
         self._place.roll(self.length)
-
-    def _given(self) -> np.ndarray:
-        """Returns how many records of each source were drawn so far."""
-        return self._draws.given(self._place.index) + self._place.epoch * self._draws.counts
 
     def _read(self, size: int, batch_size: int = 0) -> dict[str, Any]:
         """Returns the next records of this epoch."""

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 
 from datarax.errors import expect_between
 from datarax.module import expect_dict, register_host_state
-from datarax.order.draws import Stages, Stop
+from datarax.order.draws import MixtureDraws, Stages, Stop
 from datarax.sources.source import Source
 
 STATE_VERSION = 3
@@ -59,6 +60,7 @@ class PositionedMixture(Source):
     sources: nnx.List
     stop: Stop
     _stages: Stages
+    _draws: MixtureDraws
     _place: Place
 
     @property
@@ -76,6 +78,17 @@ class PositionedMixture(Source):
         """Returns the position, of which `state_at` makes a state, also later."""
         sources = tuple(source.position() for source in self.sources)
         return MixedPosition(self._place.epoch, self._place.index, sources)
+
+    def position_at(self, count: int) -> MixedPosition:
+        """Returns the position after the first `count` draws; see `Source.position_at`."""
+        epoch, index = (0, count) if self.length is None else divmod(count, self.length)
+        pairs = zip(self.sources, self._given(epoch, index).tolist(), strict=True)
+        sources = tuple(source.position_at(given) for source, given in pairs)
+        return MixedPosition(epoch, index, sources)
+
+    def _given(self, epoch: int, index: int) -> np.ndarray:
+        """Returns how many records of each source come before a draw."""
+        return self._draws.given(index) + epoch * self._draws.counts
 
     def state_at(self, position: MixedPosition) -> dict[str, Any]:
         """Returns the state of the mixture when it stands at `position`."""

@@ -124,6 +124,10 @@ class RandomAccessSource(Viewable):
         """Returns the position, of which `state_at` makes a state, also later."""
         return int(self.epoch.get_value()), int(self.index.get_value())
 
+    def position_at(self, count: int) -> Position:
+        """Returns the position after the first `count` records; see `Source.position_at`."""
+        return divmod(count, self.length)
+
     def begin_epoch(self) -> bool:
         """Goes to where a `for` begins (see `__iter__`); returns whether a state put it there."""
         resumes = bool(self._resumes.get_value())
@@ -230,17 +234,7 @@ class RandomAccessSource(Viewable):
         return state if self.revision is None else state | {"revision": self.revision}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a state that `get_state` returned, of this source or of one with the same data.
-
-        The order is the state's from then on: its seed, and whether it is random.
-
-        Args:
-            state: The dict, also after a round trip through JSON.
-
-        Raises:
-            TypeError: If `state` is no dict.
-            ValueError: If its structure differs, or it is the state of other data.
-        """
+        """Restores a state of this source or of one with the same data; see `Source.set_state`."""
         expect_dict(state)
         own = self.get_state()
         if state.get("view") != own.get("view"):

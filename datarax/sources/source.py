@@ -70,6 +70,23 @@ class Source(DataraxModule):
     def __bool__(self) -> bool:
         return True  # also where __len__ raises
 
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The sources whose records these are: this one alone, or those of a mixture."""
+        return (self,)
+
+    def drawn(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns of which part some records are, and their ranks there, `int64` arrays.
+
+        Args:
+            ranks: How many records come before each, from epoch 0 on, `int64` of shape `(size,)`.
+        """
+        return np.zeros_like(ranks), ranks
+
+    def position_at(self, count: int) -> Any:
+        """Returns the position after the first `count` records, of a source in random access."""
+        raise NotImplementedError
+
     def element_spec(self) -> dict[str, Any]:
         """Returns the shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`.
 

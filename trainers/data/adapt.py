@@ -83,5 +83,5 @@ def as_batches(pipeline: Pipeline, layout: Layout, *, stored_order: bool = False
             'stop="first"), or give its sources, each by itself, as in '
             'eval_source={"a": a, "b": b}.'
         )
-    kind = EagerBatches if pipeline.source.is_traceable else StreamBatches
+    kind = StreamBatches if pipeline.is_stream else EagerBatches
     return kind(pipeline, layout, stored_order=stored_order)

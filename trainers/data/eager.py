@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datarax import EagerSourceBase, HostColumn, Pipeline
+from datarax import EagerSourceBase, Pipeline
 from datarax.order.canonical import with_shards
 from trainers.data.batches import Batches, Feed
 from trainers.data.held import ReplicatedRows, ShardedRows
+from trainers.data.mixed import MixedRows
 from trainers.devices import agreement
 from trainers.devices.layout import Layout
 
 
 class EagerBatches(Batches):
-    """Batches of a pipeline over an eager source: its columns are the data of every step.
+    """Batches of a pipeline over an eager source, or a mixture of them: their columns are the data.
 
     Args:
         pipeline: The pipeline; a clone of its source is read, so the caller's does not move.
@@ -28,24 +29,22 @@ class EagerBatches(Batches):
         TypeError: If the source forms batches in a way of its own.
     """
 
-    length: int
-    steps_per_epoch: int
-    _source: EagerSourceBase
-
     def __init__(self, pipeline: Pipeline, layout: Layout, *, stored_order: bool = False):
         source: Any = pipeline.source.clone()
-        _expect_own_batches(source)
+        for part in source.parts:
+            _expect_own_batches(part)
         source.reset()
         if stored_order:
             source.set_random_order(False)
         super().__init__(pipeline, source, layout, pipeline.drop_remainder and not stored_order)
+        self._held = self._rows_of(source, layout)
+        self._unchanged = self._look(self._held.host)
+
+    def _rows_of(self, source: Any, layout: Layout) -> ReplicatedRows | ShardedRows | MixedRows:
+        if source.parts != (source,):
+            return MixedRows(source, self.batch_size, self.steps_per_epoch, layout)
         dealt = dataclasses.replace(source.order, shards=self.shards).deal is not None
-        kind = ShardedRows if dealt else ReplicatedRows
-        self._held = kind(source, self.shards, layout)
-        columns = self._held.columns
-        self._unchanged = self._look(
-            {n: c for n, c in columns.items() if isinstance(c, HostColumn)}
-        )
+        return (ShardedRows if dealt else ReplicatedRows)(source, self.shards, layout)
 
     def feed(
         self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None, rows: int = 0
@@ -55,26 +54,40 @@ class EagerBatches(Batches):
 
     def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
         """Yields data, and the first step and the end of the steps that it serves, of one epoch."""
-        yield self.data, 0, self.steps_per_epoch
+        assert self.steps_per_epoch is not None  # a mixture without end is not evaluated
+        t = 0
+        while t < self.steps_per_epoch:
+            data, end = self.block(0, t)
+            end = min(end, self.steps_per_epoch)
+            yield data, t, end
+            t = end
 
     @property
     def data(self) -> Any:
         """The source's arrays, to pass to the compiled program."""
-        return self.data_from(0)
+        return self.block(0, 0)[0]
 
-    def data_from(self, first: int) -> Any:
-        """Returns the data of a run whose step `first` begins with batch 0."""
+    def block(self, first: int, t: int) -> tuple[Any, int]:
+        """Returns the data of step `t`, and the step up to which it serves.
+
+        Args:
+            first: The step that begins with batch 0.
+            t: The step.
+        """
+        order, end = self._held.span(t - first)
         first_step = self._layout.replicate(jnp.int32(first))
-        return self._held.data, self.key, first_step, self._held.order, self.skipped
+        data = self._held.data, self.key, first_step, order, self.skipped
+        return data, min(first + end, 2**31 - 1)
 
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the state of the source before batch `t`."""
-        epoch, step = divmod(t, self.steps_per_epoch)
-        return with_shards(self._source.state_at((epoch, step * self.batch_size)), self.shards)
+        epoch, step = self._place(t)
+        position = self._source.position_at(epoch * (self.length or 0) + step * self.batch_size)
+        return with_shards(self._source.state_at(position), self.shards)
 
     def records(self, t: int) -> np.ndarray:
-        """Returns the numbers of batch `t`'s records in the source, int32 `(batch_size,)`."""
-        epoch, step = divmod(t, self.steps_per_epoch)
+        """Returns the numbers of batch `t`'s records, or their ranks; see `Feed.records`."""
+        epoch, step = self._place(t)
         return self._held.records(epoch, step * self.batch_size, self.batch_size)
 
     def in_order(self, batch: Any) -> Any:
@@ -88,11 +101,7 @@ class EagerBatches(Batches):
         """
         if name not in self._unchanged or self.spec[name].dtype.kind not in "iu":
             return None
-        parts = [np.asarray(part.data) for part in self._held.columns[name].addressable_shards]
-        if self._source.view is not None and isinstance(self._held, ReplicatedRows):
-            # Labels that a view leaves out may lie outside the model's classes.
-            rows = np.unique(self._source.stored_records(np.arange(self.length)))
-            parts = [parts[0][rows]]
+        parts = self._held.values(name)
         own = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
         low, high = zip(*agreement.collected(own), strict=True)
         return min(low), max(high)
@@ -100,10 +109,17 @@ class EagerBatches(Batches):
     def _stored(self, data: Any, t: jax.Array) -> tuple[Any, ...]:
         held, key, first, order, _ = data
         t = t - first
-        epoch = t // self.steps_per_epoch
-        start = (t % self.steps_per_epoch).astype(jnp.uint32) * np.uint32(self.batch_size)
+        epoch, step = self._place(t)
+        start = step.astype(jnp.uint32) * np.uint32(self.batch_size)
         stored, positions = self._held.read(held, order, epoch, start, self.batch_size)
-        return stored, positions < np.uint32(self.length), epoch, positions, key
+        valid = jnp.ones_like(positions, bool)
+        if self.length is not None:
+            valid = positions < np.uint32(self.length)
+        return stored, valid, epoch, positions, key
+
+    def _place(self, t: Any) -> tuple[Any, Any]:
+        """Returns the epoch of batch `t`, and the number of batches before it there."""
+        return (0, t) if self.steps_per_epoch is None else divmod(t, self.steps_per_epoch)
 
 
 class EagerFeed(Feed):
@@ -117,12 +133,11 @@ class EagerFeed(Feed):
 
     def __init__(self, batches: EagerBatches, first: int, rows: int):
         self._batches, self._first, self._rows = batches, first, rows
-        self._data = batches.data_from(first)
         self.waited = np.zeros(3)
 
     def block(self, t: int) -> tuple[Any, int]:
         """Returns the data of step `t`, and the step up to which it serves."""
-        return self._data, 2**31 - 1
+        return self._batches.block(self._first, t)
 
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the source's state before step `t`."""
@@ -130,7 +145,8 @@ class EagerFeed(Feed):
 
     def epoch_at(self, t: int) -> float:
         """Returns how many epochs are finished after `t` steps, with the fraction."""
-        return t / self._batches.steps_per_epoch
+        steps = self._batches.steps_per_epoch
+        return 0.0 if steps is None else t / steps
 
     def rows_at(self, t: int) -> int:
         """Returns the number of records that counted in `t` steps."""

@@ -31,14 +31,29 @@ class ReplicatedRows:
     """
 
     def __init__(self, source: EagerSourceBase, shards: int, layout: Layout):
-        self._layout, self._order = layout, dataclasses.replace(source.order, shards=shards)
+        self._source, self._layout = source, layout
+        self._order = dataclasses.replace(source.order, shards=shards)
         if layout.replicated is not None:
             source = source.placed_on(layout.replicated)
         self.columns = source.data
         self.data = without_host(self.columns)
         # A view's tables are data, too: closed over, they would be compiled into the program.
         self.order = layout.replicate(jax.tree.map(jnp.asarray, self._order))
+        self.host = {column.name: column for column in source.host_columns()}
         self._absent = absent_of(source.host_columns())
+
+    def span(self, t: int) -> tuple[Any, int]:
+        """Returns the order of batch `t`, and the end of the batches of which it is."""
+        return self.order, 2**31 - 1
+
+    def values(self, name: str) -> list[np.ndarray]:
+        """Returns the values of a column that this process holds, in parts."""
+        (part, *_) = self.columns[name].addressable_shards
+        column = np.asarray(part.data)
+        if self._source.view is None:
+            return [column]
+        # Labels that a view leaves out may lie outside the model's classes.
+        return [column[np.unique(self._source.stored_records(np.arange(self._source.length)))]]
 
     def read(
         self, data: Any, order: Any, epoch: jax.Array, start: jax.Array, size: int
@@ -79,10 +94,7 @@ class ShardedRows:
     Attributes:
         columns: The columns, arrays of shape `(shards, slots, ...)`, placed.
         data: The arrays among them, which `read` reads.
-        order: None: the deal is no data.
     """
-
-    order = None
 
     def __init__(self, source: EagerSourceBase, shards: int, layout: Layout):
         self._layout, self._order = layout, dataclasses.replace(source.order, shards=shards)
@@ -91,7 +103,16 @@ class ShardedRows:
         self.columns = deal_out(source, self._deal, layout.batch_sharding() or here)
         self.data = without_host(self.columns)
         # Of the columns that were read: asking the source would read the rows of all shards.
+        self.host = {column.name: column for column in host_of(self.columns)}
         self._absent = absent_of(host_of(self.columns))
+
+    def span(self, t: int) -> tuple[Any, int]:
+        """Returns None, since the deal is no data, and the end of the batches of which it is."""
+        return None, 2**31 - 1
+
+    def values(self, name: str) -> list[np.ndarray]:
+        """Returns the values of a column that this process holds, in parts."""
+        return [np.asarray(part.data) for part in self.columns[name].addressable_shards]
 
     def read(
         self, data: Any, order: Any, epoch: jax.Array, start: jax.Array, size: int
