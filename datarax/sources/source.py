@@ -282,9 +282,6 @@ class Source(DataraxModule):
 
         The order is the state's from then on: its seed, and whether it is random.
 
-        Args:
-            state: The dict, also after a round trip through JSON.
-
         Raises:
             TypeError: If `state` is no dict.
             ValueError: If its structure or values are not those of a state, or of other data.
