@@ -47,7 +47,8 @@ class Trainer:
 
     Args:
         model: Any `nnx.Module`. It is trained in place.
-        source: A source, a `Pipeline`, or a `datasets.Dataset`, which is read in random order.
+        source: A source, a `Pipeline`, a `datasets.Dataset` or anything else that gives records by
+            number, which is read in random order; or an iterable of records, a stream.
         loss: `(model, batch) -> losses | (losses, outputs)`, one loss a record, of shape
             `(batch,)`, or a token, of shape `(batch, tokens)`; `outputs["weight"]` of the same
             shape weighs them. A weight of 0 takes a loss out of all sums, even one that is not

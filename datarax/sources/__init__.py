@@ -8,6 +8,7 @@ from datarax.sources.hf_source.from_hf import from_hf
 from datarax.sources.hf_source.indexed import HFIndexedSource
 from datarax.sources.hf_source.streaming import HFStreamingSource
 from datarax.sources.indexed import IndexedSourceBase
+from datarax.sources.iterable_source import IterableSource
 from datarax.sources.memory import MemorySource, MemorySourceConfig
 from datarax.sources.mixed import MixedSource
 from datarax.sources.source import Source, SourceConfigBase
@@ -23,6 +24,7 @@ __all__ = [
     "HFStreamingConfig",
     "HFStreamingSource",
     "IndexedSourceBase",
+    "IterableSource",
     "MemorySource",
     "MemorySourceConfig",
     "MixedSource",

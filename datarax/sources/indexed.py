@@ -268,8 +268,12 @@ class IndexedSourceBase(RandomAccessSource):
             seed: The seed of their epoch, `(seed of the order + epoch) % 2**32`, for a subclass
                 whose rows differ from epoch to epoch.
         """
-        rows = columns_of(self.read_rows(records))
-        self._spec.check(rows, records)
+        # A subclass is never asked for no rows: what it stacks then has no shape.
+        asked = records if len(records) else np.zeros(1, np.int64)
+        rows = columns_of(self.read_rows(asked))
+        self._spec.check(rows, asked)
+        if not len(records):
+            rows = jax.tree.map(lambda column: np.asarray(column)[:0], rows, is_leaf=is_host)
         columns = jax.tree.map(np.asarray, rows, is_leaf=is_host)
         return ReadRows(columns, np.ones(len(records), bool))
 

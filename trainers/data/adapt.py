@@ -1,11 +1,15 @@
 """From whatever a trainer is given to the one type it knows, and to its batches."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
+import jax
+import numpy as np
 
 from datarax import HFEagerSource, HFStreamingSource, Pipeline
+from datarax.sources.grain_source import GrainSource
+from datarax.sources.iterable_source import IterableSource
 from datarax.sources.source import Source
 from trainers.data.batches import Batches
 from trainers.data.eager import EagerBatches
@@ -13,6 +17,7 @@ from trainers.data.stream import StreamBatches
 from trainers.devices.layout import Layout
 
 DEFAULT_BATCH_SIZE = 128
+_NO_SOURCES = Mapping | list | tuple | str | bytes | np.ndarray | jax.Array
 
 
 def as_pipeline(
@@ -21,9 +26,11 @@ def as_pipeline(
     """Returns `source` as the one type the trainer knows.
 
     Args:
-        source: A pipeline, a source, a `datasets.Dataset` or a `datasets.IterableDataset`.
+        source: A pipeline, a source, a `datasets.Dataset` or a `datasets.IterableDataset`; what
+            gives records by number, such as a Grain `MapDataset`; or another iterable of records,
+            such as a Grain `IterDataset`.
         batch_size: Records in a batch; None: the pipeline's, else 128.
-        shuffle: Whether a `datasets.Dataset` is read in random order.
+        shuffle: Whether what gives records by number is read in random order.
         shards: Number of canonical shards; 1: the pipeline's.
 
     Raises:
@@ -49,6 +56,11 @@ def as_pipeline(
         source = HFEagerSource.from_dataset(source, shuffle=shuffle)
     if isinstance(source, datasets.IterableDataset):
         source = HFStreamingSource.from_dataset(source, shuffle=shuffle)
+    if not isinstance(source, Source | _NO_SOURCES):
+        if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+            source = GrainSource(source, shuffle=shuffle)
+        elif isinstance(source, Iterable):
+            source = IterableSource(source)
     if not isinstance(source, Source):
         hint = ""
         if isinstance(source, Mapping):
