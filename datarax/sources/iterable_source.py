@@ -1,10 +1,8 @@
 """Iterables as sources: streams of records whose position their iterator knows."""
 
-import copy
-import json
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,9 +12,9 @@ from datarax.columns.fingerprint import fingerprint_arrays
 from datarax.columns.host import HostColumn, is_host
 from datarax.columns.rows import each_row, on_device
 from datarax.errors import expect_between
-from datarax.module import expect_dict, register_host_state
+from datarax.module import expect_dict
 from datarax.order.permutation import MAX_RECORDS
-from datarax.sources.memory import columns_of
+from datarax.sources.cursor import Cursor, IterablePosition, record_columns
 from datarax.sources.row_spec import RowSpec
 from datarax.sources.source import Source, SourceConfigBase
 from datarax.stream.block import Block
@@ -24,14 +22,6 @@ from datarax.stream.block import Block
 STATE_VERSION = 1
 
 logger = logging.getLogger(__name__)
-
-
-class IterablePosition(NamedTuple):
-    """Where an iterable stands: its epoch, the records it gave, its iterator's state or None."""
-
-    epoch: int
-    index: int
-    state: Any
 
 
 class IterableSource(Source):
@@ -70,7 +60,7 @@ class IterableSource(Source):
                 f"iterable is a {kind}, an iterator, which can be used only once: give what it is "
                 "made of, such as the IterDataset itself, or an object whose __iter__ makes one."
             )
-        self._cursor = _Cursor(iterable, self.label)
+        self._cursor = Cursor(iterable, self.label)
         first = self._cursor.first
         self._spec = nnx.static(RowSpec(first))
         self.fingerprint = fingerprint_arrays(first)
@@ -176,7 +166,7 @@ class IterableSource(Source):
         return records
 
     def _stacked(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = _columns(records, self.label, self._cursor.index - len(records))
+        rows = record_columns(records, self.label, self._cursor.index - len(records))
         self._spec.check(rows, np.array([max(0, self._cursor.index - len(records))] * len(records)))
         return jax.tree.map(np.asarray, rows, is_leaf=is_host)
 
@@ -243,87 +233,3 @@ class IterableSource(Source):
         """Goes to a state of this source; a `for` begins the next epoch, as after a `break`."""
         self.set_state(state)
         self._resumes = False
-
-
-class _Cursor:
-    """An iterable and where it stands; a copy goes on from there by itself."""
-
-    def __init__(self, iterable: Iterable[Any], label: str):
-        self._iterable, self._label = iterable, label
-        self.epoch = self.index = 0
-        self._iterator: Any = None
-        start = iter(iterable)
-        self.has_state = hasattr(start, "get_state") and hasattr(start, "set_state")
-        record = next(start, None)
-        if record is None:
-            raise ValueError(f"{label} gives no record: a source needs one at least.")
-        self.record, self.first = record, _columns([record], label, 0)
-
-    def begin(self, epoch: int) -> None:
-        self.epoch, self.index, self._iterator = epoch, 0, None
-
-    def position(self) -> IterablePosition:
-        if not self.has_state or self.index == 0:
-            return IterablePosition(self.epoch, self.index, None)
-        # The iterator may hand out a dict that it changes afterwards.
-        state = json.loads(json.dumps(self._iterator.get_state()))
-        return IterablePosition(self.epoch, self.index, state)
-
-    def go_to(self, position: IterablePosition) -> None:
-        self.begin(position.epoch)
-        if position.index:
-            self._iterator = iter(self._iterable)
-            self._iterator.set_state(copy.deepcopy(position.state))
-            self.index = position.index
-
-    def take(self, count: int) -> list[Any]:
-        if self._iterator is None:
-            self._iterator = iter(self._iterable)
-        records = []
-        for record in self._iterator:
-            records.append(record)
-            self.index += 1
-            if len(records) == count:
-                break
-        return records
-
-    def __copy__(self) -> Self:
-        other = object.__new__(type(self))
-        vars(other).update(vars(self), _iterator=None)
-        if self.has_state:
-            other.go_to(self.position())
-        else:
-            other.begin(self.epoch)
-        return other
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Cursor)  # nothing compiled depends on it
-
-    def __hash__(self) -> int:
-        return 0
-
-
-register_host_state(_Cursor)
-
-
-def _columns(records: list[Any], label: str, first: int) -> dict[str, Any]:
-    """Returns records as columns."""
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise TypeError(
-                f"{label} gives a {type(record).__name__} as record {first + number}: expected a "
-                'dict, as of dataset.map(lambda record: {"x": record}).'
-            )
-        if record.keys() != records[0].keys():
-            raise ValueError(
-                f"{label} gives {sorted(record)} as record {first + number}, and "
-                f"{sorted(records[0])} as record {first}: expected the same columns in all."
-            )
-    return columns_of(
-        {
-            name: _columns([record[name] for record in records], label, first)
-            if isinstance(value, dict)
-            else [record[name] for record in records]
-            for name, value in records[0].items()
-        }
-    )
