@@ -21,6 +21,8 @@ COMMANDS = {
     "tokens": ["tokens"],
     "damage": ["damage"],
     "kill": ["kill", "--data", "eager"],
+    "indexed": ["indexed"],
+    "kill-indexed": ["kill", "--data", "indexed"],
     "kill-stream": ["kill", "--data", "stream"],
     "kill-packed": ["kill", "--data", "packed"],
 }

@@ -1,10 +1,11 @@
 """Kills a training run at random moments, again and again, and compares how it ends.
 
-    python -m benchmarks.kill [--kills 100] [--seed 0] [--data eager | stream | packed]
+    python -m benchmarks.kill [--kills 100] [--seed 0] [--data eager | indexed | stream | packed]
 
 A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffled source, which is
-held in memory or streamed from files and read ahead, with a stage that draws random numbers, an
-average of the parameters, evaluation, callbacks and a checkpoint every few steps. It gets SIGKILL
+held in memory, read by number from mapped files, or streamed from files and read ahead, with a
+stage that draws random numbers, an average of the parameters, evaluation, callbacks and a
+checkpoint every few steps. It gets SIGKILL
 or SIGTERM: some while it starts and compiles, some at any moment of the training, some while a
 checkpoint is being written. It is started again until it is finished, and then everything it leaves
 must be that of a run nobody disturbed, bit for bit: the variables, the optimizer's state, the
@@ -67,6 +68,7 @@ def train(workdir: Path, steps: int, data: str) -> None:
 
     sources = {
         "eager": lambda: MemorySource(MemorySourceConfig(shuffle=True, seed=3), points(ROWS, 0)),
+        "indexed": lambda: indexed(workdir.parent / "files"),
         "stream": lambda: streamed(workdir.parent / "files"),
         "packed": packed,
     }
@@ -146,6 +148,13 @@ def packed() -> Any:
         packer, batched=True, batch_size=100, features=packer.features
     )
     return HFStreamingSource.from_dataset(rows, shuffle=True, seed=3, shuffle_buffer_size=300)
+
+
+def indexed(folder: Path) -> Any:
+    """Returns a shuffled source of those files' rows by number."""
+    from datarax import HFIndexedConfig, HFIndexedSource
+
+    return HFIndexedSource(HFIndexedConfig(name=str(folder), split="train", shuffle=True, seed=3))
 
 
 def _without_keys(leaves):
@@ -278,7 +287,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=120, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", choices=["eager", "stream", "packed"], default="eager")
+    kinds = ["eager", "indexed", "stream", "packed"]
+    parser.add_argument("--data", choices=kinds, default="eager")
     parser.add_argument("--quick", action="store_true", help="two kills: only to try it")
     parser.add_argument("--keep", type=Path, help="a folder for the runs' workdirs")
     parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)  # of the run to be killed
@@ -288,7 +298,7 @@ def main() -> None:
 
     args.kills = 2 if args.quick else args.kills
     root = args.keep or Path(tempfile.mkdtemp(prefix="datarax-kill-"))
-    if args.data == "stream":
+    if args.data in ("indexed", "stream"):
         write_files(root / "files")
     begun, moments, different = time.time(), Moments(args.seed), []
     whole = root / "whole"

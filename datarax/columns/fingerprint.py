@@ -15,11 +15,14 @@ from datarax.columns.lists import flatten, is_binary, is_list, is_number, is_tex
 from datarax.hub.private import is_local_path, table_of, xopen
 
 _ROWS = 1024
+_AT_ONCE = 128  # rows that are read before memory is looked at
 _ALIKE = {"large_string": "string", "string_view": "string", "large_binary": "binary",
           "binary_view": "binary", "LargeList": "List"}  # fmt: skip
 
 
-def fingerprint_dataset(dataset: datasets.Dataset, columns: Iterable[str]) -> str:
+def fingerprint_dataset(
+    dataset: datasets.Dataset, columns: Iterable[str], after: Callable[[], None] = lambda: None
+) -> str:
     """Returns a fingerprint of some columns, without decoding anything.
 
     It depends on the features, the length and the content of up to 1,024 rows at fixed positions;
@@ -29,6 +32,7 @@ def fingerprint_dataset(dataset: datasets.Dataset, columns: Iterable[str]) -> st
     Args:
         dataset: Any dataset.
         columns: The names of the columns that count, in any order.
+        after: Called each time that some rows of mapped files have been looked at.
 
     Returns:
         32 hexadecimal digits.
@@ -45,7 +49,11 @@ def fingerprint_dataset(dataset: datasets.Dataset, columns: Iterable[str]) -> st
     for name in names:
         feature = datasets.Features({name: features[name]})
         digest.note(_alike(feature.to_dict()))
-        digest.arrow(read(table.column(name), rows.take(_spots(rows.length))))
+        parts, spots = [], _spots(rows.length)
+        for start in range(0, len(spots), _AT_ONCE):
+            parts.append(read(table.column(name), rows.take(spots[start : start + _AT_ONCE])))
+            after()
+        digest.arrow(pa.concat_arrays(parts))
     return digest.hex()
 
 

@@ -84,6 +84,7 @@ class PixelReader(ColumnReader):
 
     Attributes:
         damage: What is wrong with the rows of the column.
+        address: Where the pixels begin in memory, which may map their file.
     """
 
     def __init__(self, pixels: np.ndarray, damage: Damage, count: int | None = None):
@@ -93,7 +94,7 @@ class PixelReader(ColumnReader):
         self._bad = np.array(sorted(self.damage), np.int64)
         whole = (row for row in range(len(pixels)) if row not in self.damage)
         self._stand_in = next(whole, 0)  # zeros would bend the statistics of a batch
-        self._items = Scattered([pixels])
+        self._items, self.address = Scattered([pixels]), pixels.ctypes.data
         self.empty = np.empty((0, *pixels.shape[1:]), pixels.dtype)
         self.row_bytes = pixels[:1].nbytes
 

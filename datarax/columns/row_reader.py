@@ -12,11 +12,13 @@ from datarax.columns.column_reader import ColumnReader, column_reader
 from datarax.columns.images import Damage, damaged
 from datarax.columns.labels import expect_named
 from datarax.columns.load import is_image
+from datarax.columns.mapped import MappedFiles
 from datarax.columns.nested import nested, parts
 from datarax.columns.picture_reader import PixelReader, picture_reader
 from datarax.columns.rows import ReadRows
 from datarax.hub.private import table_of
 
+_LOOKED_AT = 256  # rows of a large file that are read before its memory is looked at
 _PART = 512 << 10  # bytes of a column that are worth a thread's turn
 
 
@@ -61,6 +63,11 @@ class RowReader:
             stored = Column((name,), feature, table.column(name), scope)
             for column in parts(stored, scope):
                 self._leaves[column.path] = column, self._reader(column)
+        self._files = MappedFiles(
+            address for leaf in self._leaves.values() for address in _addresses(*leaf)
+        )
+        self.trim = self._files.trim
+        self.trim()
 
     def _reader(self, column: Column) -> ColumnReader:
         if not is_image(column):
@@ -106,6 +113,7 @@ class RowReader:
             for (column, reader), array in zip(leaves, out, strict=True)
             for where, some in self._split(reader, rows)
         ]
+        self._files.expect_whole()
         whole = np.ones(rows.length, bool)
         for (column, _, some, _), damage in zip(tasks, self._run(tasks), strict=True):
             if damage and not self._skips:
@@ -124,20 +132,17 @@ class RowReader:
         step = -(-rows.length // min(most, 2 * self._threads)) if self._threads > 1 else rows.length
         for start in range(0, rows.length, max(1, step)):
             where = slice(start, start + step)
-            assert rows.positions is not None
-            assert rows.numbers is not None
-            some = rows.positions[where], rows.numbers[where]
-            yield where, Rows(len(some[0]), *some)
+            yield where, _part(rows, where)
 
     def _run(self, tasks: list[tuple[Column, ColumnReader, Rows, np.ndarray]]) -> list[Damage]:
         """Returns what is wrong with the rows of each task; the first that failed raises."""
         large = [task for task in tasks if task[1].row_bytes * task[2].length >= _PART // 2]
         if len(large) < 2 or self._threads == 1:
-            return [reader.read(rows, out) for _, reader, rows, out in tasks]
+            return [self._read(reader, rows, out) for _, reader, rows, out in tasks]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="datarax-rows")
         reading: list[Future[Damage]] = [
-            self._pool.submit(reader.read, rows, out) for _, reader, rows, out in tasks
+            self._pool.submit(self._read, reader, rows, out) for _, reader, rows, out in tasks
         ]
         try:
             return [future.result() for future in reading]
@@ -145,12 +150,39 @@ class RowReader:
             for future in reading:
                 future.cancel()
 
+    def _read(self, reader: ColumnReader, rows: Rows, out: np.ndarray) -> Damage:
+        if not self._files.is_large:
+            return reader.read(rows, out)
+        damage: Damage = {}
+        for start in range(0, rows.length, _LOOKED_AT):
+            some = slice(start, start + _LOOKED_AT)
+            found = reader.read(_part(rows, some), out[some])
+            damage |= {start + row: said for row, said in found.items()}
+            self.trim()
+        return damage
+
     def __reduce__(self):
         dataset, features, on_bad_rows, num_threads = self._made_of
         return _remade, (dataset, features, on_bad_rows, num_threads)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RowReader":
         return self  # what it holds is never written to
+
+
+def _part(rows: Rows, where: slice) -> Rows:
+    assert rows.positions is not None
+    assert rows.numbers is not None
+    return Rows(len(rows.positions[where]), rows.positions[where], rows.numbers[where])
+
+
+def _addresses(column: Column, reader: ColumnReader) -> Iterator[int]:
+    """Yields addresses of the memory that a column's rows are read from."""
+    if isinstance(reader, PixelReader):
+        yield reader.address
+        return
+    chunks: Any = column.values.chunks
+    for chunk in chunks:
+        yield from (buffer.address for buffer in chunk.buffers() if buffer)
 
 
 def _remade(dataset: Any, features: Any, on_bad_rows: Any, num_threads: Any) -> RowReader:

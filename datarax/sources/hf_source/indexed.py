@@ -155,4 +155,5 @@ def _load(split: LoadedSplit, config: HFIndexedConfig) -> _Loaded:
     rows = RowReader(
         dataset, features, on_bad_rows=config.on_bad_rows, num_threads=config.num_threads
     )
-    return _Loaded(split, rows, len(dataset), features, fingerprint_dataset(dataset, features))
+    fingerprint = fingerprint_dataset(dataset, features, rows.trim)
+    return _Loaded(split, rows, len(dataset), features, fingerprint)

@@ -3,7 +3,9 @@
 import copy
 import datetime
 import json
+import os
 import pickle
+import resource
 
 import datasets
 import jax
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from datarax import HFEagerSource, HFIndexedConfig, HFIndexedSource, Pipeline, prefetch_to_device
+from datarax.columns import image_cache, mapped
 from datarax.columns.row_reader import RowReader
 
 N = 2300  # Arrow files hold a thousand rows a record batch
@@ -271,3 +274,53 @@ def test_a_damaged_image_raises_or_does_not_count(rows, kept, tmp_path, monkeypa
     block = source.read_batches(2, 10)
     assert np.argwhere(~block.valid).tolist() == [[0, 3], [1, 7]]
     assert (block.skipped, block.full, source.get_batch(8)["image"].shape[0]) == (2, 2, 8)
+
+
+@pytest.mark.parametrize("rows", [ALIKE], ids=["alike"])
+def test_a_full_disk_leaves_the_images_to_be_decoded_then(rows, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("DATARAX_CACHE_DIR", str(tmp_path))
+    image_cache._warn_once.cache_clear()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # the pixels take 3 MB
+    try:
+        indexed = HFIndexedSource.from_dataset(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "every start decodes them" in caplog.text
+    assert list(tmp_path.glob("images/*")) == []
+    monkeypatch.setenv("DATARAX_CACHE", "0")
+    same(HFEagerSource.from_dataset(rows).get_batch(20), indexed.get_batch(20))
+
+
+def test_a_removed_file_is_still_read_and_a_truncated_one_is_named(kinds, tmp_path):
+    rows = kinds["disk"].select_columns(["x", "text"])
+    sources = {}
+    for name in ("removed", "truncated"):
+        rows.save_to_disk(tmp_path / name)
+        held = datasets.load_from_disk(tmp_path / name)
+        sources[name] = HFIndexedSource.from_dataset(held)
+    before = sources["removed"].get_batch(9)
+    (file,) = (tmp_path / "removed").glob("*.arrow")
+    file.unlink()
+    sources["removed"].reset()
+    same(before, sources["removed"].get_batch(9))
+    (file,) = (tmp_path / "truncated").glob("*.arrow")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(OSError, match=r"\.arrow has \d+ bytes, and had \d+ when it was opened"):
+        sources["truncated"].get_batch(9)
+
+
+def test_of_large_files_little_memory_is_held(kinds, monkeypatch):
+    monkeypatch.setattr(mapped, "HELD", 0)
+    source = HFIndexedSource.from_dataset(kinds["disk"], shuffle=True)
+    reader = source._loaded.rows
+    assert reader._files.is_large
+    same(
+        HFEagerSource.from_dataset(kinds["disk"], shuffle=True).get_batch(700),
+        source.get_batch(700),
+    )
+
+
+def test_a_function_that_runs_when_rows_are_read_belongs_to_the_source(kinds):
+    with pytest.raises(ValueError, match=r"from_dataset\(ds.with_format\(None\), transform="):
+        HFIndexedSource.from_dataset(kinds["memory"].with_transform(lambda batch: batch))
