@@ -160,25 +160,23 @@ def objects(turns: int, rows: int) -> None:
 
 def training(file: Path) -> None:
     """A step of ten milliseconds beside reading that takes half as long, or as long."""
-    dataset = datasets.Dataset.from_file(str(file))
     print("Time of 100 steps, as a ratio to the longer of reading and computing:")
     for name, share in (("reading half as long as the step", 0.5), ("as long", 1.0)):
-        source = HFIndexedSource.from_dataset(dataset, shuffle=True, num_threads=1)
-        source.get_host_batch(4096)
-        each = min(seconds(lambda: source.get_host_batch(4096)) for _ in range(5)) / 4096
-        size = max(1, int(share * 0.01 / each))
-        reading = seconds(lambda: [source.get_host_batch(size) for _ in range(100)])
-        batches = itertools.chain.from_iterable(
-            prefetch_to_device(source, 4, batch_size=min(size, len(dataset)), last="drop")
-            for _ in itertools.count()
-        )
-        next(batches)
+        print(f"  {name:36} {overlapped(datasets.Dataset.from_file(str(file)), share * 0.01)}")
 
-        def run(batches=batches) -> None:
-            for _ in itertools.islice(batches, 100):
-                time.sleep(0.01)
 
-        print(f"  {name:36} {seconds(run) / max(reading, 1.0):8.3f}   (batches of {size})")
+def overlapped(dataset: datasets.Dataset, pause: float) -> str:
+    """Returns the ratio where reading a batch takes `pause` seconds, and the batch's size."""
+    source = HFIndexedSource.from_dataset(dataset, shuffle=True, num_threads=1)
+    each = min(seconds(lambda: source.get_host_batch(4096)) for _ in range(5)) / 4096
+    size = min(max(1, int(pause / each)), len(dataset))
+    reading = seconds(lambda: [source.get_host_batch(size) for _ in range(100)])
+    batches = itertools.chain.from_iterable(
+        prefetch_to_device(source, 4, batch_size=size, last="drop") for _ in itertools.count()
+    )
+    next(batches)
+    took = seconds(lambda: [time.sleep(0.01) for _ in itertools.islice(batches, 100)])
+    return f"{took / max(reading, 1.0):8.3f}   (batches of {size})"
 
 
 def peak(file: Path) -> None:
