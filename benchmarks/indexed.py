@@ -41,7 +41,7 @@ def main() -> None:
     if args.peak is not None:
         return peak(args.peak)
     turns, share = (2, 20) if args.quick else (args.turns, 1)
-    print(versions("datarax", "jax", "datasets", "pyarrow", "grain"))
+    print(versions("jax", "datasets", "pyarrow", "grain"))
     with tempfile.TemporaryDirectory() as folder:
         for name, (size, rows, batch) in SIZES.items():
             gathers(name, write(Path(folder, "rows"), rows // share, size), size, batch, turns)
