@@ -4,9 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from datarax import MemorySource, MemorySourceConfig, Pipeline
-from datarax.stages import Map, Normalize, OneHot, RandomCrop, RandomFlip, Scale
+from datarax.stages import (
+    ColorJitter,
+    CutMix,
+    Cutout,
+    Map,
+    MixUp,
+    Normalize,
+    OneHot,
+    RandomCrop,
+    RandomFlip,
+    RandomTranslate,
+    Scale,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3)).astype(np.uint8)
 KEYS = jax.random.split(jax.random.key(0), 6)
@@ -86,3 +99,65 @@ def test_stages_may_be_vectorised():
     np.testing.assert_array_equal(
         crops(images[None], KEYS[None])[0], RandomCrop("x", 1)({"x": images}, key=KEYS)["x"]
     )
+
+
+def test_translated_images_are_windows_of_the_image_with_its_edge():
+    got = RandomTranslate("image", 2)({"image": jnp.asarray(IMAGES)}, key=KEYS)["image"]
+    for image, moved in zip(IMAGES, np.asarray(got), strict=True):
+        padded = np.pad(image, [(2, 2), (2, 2), (0, 0)], mode="edge")
+        windows = [padded[i : i + 5, j : j + 4] for i in range(5) for j in range(5)]
+        assert any((moved == window).all() for window in windows)
+    with pytest.raises(ValueError, match="fill='wrap': expected"):
+        RandomTranslate("image", 2, fill="wrap")
+
+
+def test_cutout_paints_one_box_and_leaves_the_rest():
+    images = 1 + jnp.asarray(IMAGES) // 2
+    got = np.asarray(Cutout("image", 2)({"image": images}, key=KEYS)["image"])
+    for image, cut in zip(np.asarray(images), got, strict=True):
+        rows, columns = np.nonzero((cut == 0).all(-1))
+        box = np.zeros((5, 4), bool)
+        box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+        assert 1 <= box.sum() <= 4
+        np.testing.assert_array_equal(cut, np.where(box[..., None], 0, image))
+
+
+def test_colour_jitter_keeps_dtype_and_range_and_is_none_at_zero():
+    batch = {"image": jnp.asarray(IMAGES)}
+    same = ColorJitter("image")(batch, key=KEYS)["image"]
+    np.testing.assert_array_equal(same, IMAGES)
+    got = np.asarray(ColorJitter("image", brightness=0.5)(batch, key=KEYS)["image"])
+    assert got.dtype == np.uint8
+    for image, changed in zip(IMAGES, got, strict=True):
+        inside = (changed < 255) & (image > 60)
+        ratio = changed[inside] / image[inside]
+        assert 0.49 < ratio.mean() < 1.51
+        assert np.ptp(ratio) < 0.02  # one factor an image
+    grey = ColorJitter("image", saturation=1.0)(batch, key=KEYS)["image"]
+    assert np.abs(np.asarray(grey, np.int32) - IMAGES).max() > 10
+    with pytest.raises(ValueError, match="saturation needs"):
+        ColorJitter("image", saturation=0.5)({"image": batch["image"][..., 0]}, key=KEYS)
+
+
+@pytest.mark.parametrize("stage", [MixUp("image", "label", 3), CutMix("image", "label", 3)])
+def test_labels_are_mixed_as_the_images_are(stage):
+    white = np.arange(6) % 2
+    images = jnp.asarray(np.broadcast_to(white[:, None, None], (6, 8, 8)).astype(np.float32))
+    got = stage({"image": images, "label": jnp.asarray(white)}, key=KEYS)
+    share = np.asarray(got["image"]).mean(axis=(1, 2))  # of class 1
+    np.testing.assert_allclose(got["label"][:, 1], share, atol=1e-6)
+    np.testing.assert_allclose(got["label"].sum(1), 1, atol=1e-6)
+    assert len(np.unique(share.round(4))) > 2
+
+
+def test_what_is_drawn_depends_on_the_position_alone():
+    labels = np.arange(6) % 3
+    source = MemorySource(MemorySourceConfig(), {"image": IMAGES, "label": labels})
+    stages = [RandomTranslate("image", 1), Cutout("image", 2), ColorJitter("image", 0.3, 0.3, 0.3)]
+
+    def images(batch_size):
+        given = {"stages": stages, "batch_size": batch_size, "rngs": nnx.Rngs(0)}
+        whole = Pipeline(source=source.clone(), **given)
+        return np.concatenate([whole.step()["image"] for _ in range(6 // batch_size)])
+
+    np.testing.assert_array_equal(images(6), images(2))

@@ -55,7 +55,7 @@ class Kind(abc.ABC):
 
 
 class SingleLabel(Kind):
-    """One class a record.
+    """One class a record: its number, or a row with the share of each class.
 
     Args:
         label: Column of the labels.
@@ -79,8 +79,13 @@ class SingleLabel(Kind):
                 f"The model returns logits of shape {_shape(outputs)}, but {self.label!r} needs "
                 f"(batch, {count}): give the last layer {width} outputs, or {OWN_LOSS}."
             )
-        labels = batch[str(self.label)].astype(jnp.int32)
-        per_record = losses.softmax_cross_entropy(outputs, labels)
+        labels = batch[str(self.label)]
+        if labels.ndim == 2:  # soft, as of MixUp: the accuracy counts the likeliest class
+            per_record = losses.soft_cross_entropy(outputs, labels)
+            labels = labels.argmax(-1).astype(jnp.int32)
+        else:
+            labels = labels.astype(jnp.int32)
+            per_record = losses.softmax_cross_entropy(outputs, labels)
         return per_record, {"logits": outputs, "labels": labels}
 
 

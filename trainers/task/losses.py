@@ -23,6 +23,19 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
+def soft_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the cross-entropy of shares of the classes.
+
+    Args:
+        logits: `(..., classes)` floats.
+        labels: `(..., classes)` floats that sum up to 1.
+
+    Returns:
+        `(...)` float32, in nats.
+    """
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels.astype(jnp.float32))
+
+
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the cross-entropy of independent binary labels, averaged over a record's classes.
 

@@ -175,6 +175,9 @@ def _kind(columns: Columns) -> Kind:
         )
     label = found[0]
     classes, of = _class_label(features.get(label)), spec[label]
+    is_float, is_one = jnp.issubdtype(of.dtype, jnp.floating), classes is features.get(label)
+    if classes is not None and is_one and is_float and of.shape == (len(classes.names),):
+        return kinds.SingleLabel(label, classes, of.dtype)  # a stage made shares of it
     if classes is not None and of.shape:
         return kinds.MultiLabel(label, classes)
     if classes is not None or jnp.issubdtype(of.dtype, jnp.integer) or of.dtype == bool:

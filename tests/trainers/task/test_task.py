@@ -322,3 +322,22 @@ def test_labels_that_a_stage_changes_are_its_own_business():
         batch_size=8,
     )
     assert Trainer(MLP(), pipeline).fit().status == "finished"
+
+
+def test_a_class_label_that_a_stage_makes_shares_of_is_softmax_cross_entropy():
+    def smooth(batch):
+        soft = 0.9 * jax.nn.one_hot(batch["label"], 3) + 0.1 / 3
+        return {"x": batch["x"], "label": soft}
+
+    source = labelled(20)
+    pipeline = Pipeline(source=source, stages=[smooth], batch_size=20)
+    result = Trainer(MLP(), pipeline, steps=1, eval_source=labelled(20)).fit()
+    batch = source.get_batch(20)
+    logp = jax.nn.log_softmax(MLP()(batch["x"]))
+    soft = smooth(batch)["label"]
+    assert result.metrics["train/loss"] == pytest.approx(
+        float(-(soft * logp).sum(1).mean()), rel=1e-5
+    )
+    right = float((logp.argmax(1) == batch["label"]).mean())
+    assert result.metrics["train/accuracy"] == pytest.approx(right)
+    assert "eval/accuracy" in result.metrics
