@@ -82,6 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="stanfordnlp/imdb", help="a Hub name or a folder")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--steps", type=int, help="in place of epochs")
+    parser.add_argument("--seed", type=int, default=0, help="of the model and of the order")
     parser.add_argument("--workdir", type=Path, help="where to keep checkpoints and logs")
     args = parser.parse_args()
     try:
@@ -94,15 +96,16 @@ def main() -> None:
         )
 
     # The rows come sorted by label: the split shuffles them.
-    parts = train.train_test_split(test_size=0.1, seed=0)
+    parts = train.train_test_split(test_size=0.1, seed=args.seed)
     tokenizer = train_tokenizer(parts["train"]["text"][:])
-    training = source(tokenizer, parts["train"], shuffle=True)
+    training = source(tokenizer, parts["train"], shuffle=True, seed=args.seed)
     trainer = Trainer(
-        Bag(32, rngs=nnx.Rngs(params=0, dropout=1)),
+        Bag(32, rngs=nnx.Rngs(params=args.seed, dropout=args.seed + 1)),
         training,
         optimizer=optax.adam(2e-3),
         eval_source=source(tokenizer, parts["test"]),
-        epochs=args.epochs,
+        steps=args.steps,
+        epochs=None if args.steps else args.epochs,
         workdir=args.workdir,
         callbacks=[best_so_far("eval/accuracy"), early_stopping("eval/loss", patience=2)],
     )

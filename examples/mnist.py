@@ -73,13 +73,13 @@ def digits() -> datasets.DatasetDict:
     ).train_test_split(test_size=0.2, seed=0)
 
 
-def load(dataset: str) -> tuple[HFEagerSource, HFEagerSource]:
-    """Returns the sources of the training and the test split."""
+def load(dataset: str, seed: int = 42) -> tuple[HFEagerSource, HFEagerSource]:
+    """Returns the sources of the training and the test split; `seed` is that of the order."""
     if dataset == "digits":
         splits = digits()
-        train = HFEagerSource.from_dataset(splits["train"], shuffle=True)
+        train = HFEagerSource.from_dataset(splits["train"], shuffle=True, seed=seed)
         return train, HFEagerSource.from_dataset(splits["test"])
-    train = HFEagerSource(HFEagerConfig(name=dataset, split="train", shuffle=True))
+    train = HFEagerSource(HFEagerConfig(name=dataset, split="train", shuffle=True, seed=seed))
     return train, HFEagerSource(HFEagerConfig(name=dataset, split="test"))
 
 
@@ -102,23 +102,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="digits", help="digits, a Hub name or a folder")
     parser.add_argument("--epochs", type=int, help="default: 30 for digits, 6 otherwise")
+    parser.add_argument("--steps", type=int, help="in place of epochs")
+    parser.add_argument("--seed", type=int, default=0, help="of the model and of the order")
     parser.add_argument("--workdir", type=Path, help="default: runs/ and the dataset's name")
     args = parser.parse_args()
     workdir = args.workdir or Path("runs") / Path(args.dataset).name
     if (workdir / "checkpoints").exists():
         print(f"Going on with the run in {workdir}; delete it to begin anew.")
 
-    train, test = load(args.dataset)
-    pipeline = Pipeline(source=train, stages=[shift], batch_size=128, rngs=nnx.Rngs(0))
+    train, test = load(args.dataset, args.seed)
+    pipeline = Pipeline(source=train, stages=[shift], batch_size=128, rngs=nnx.Rngs(args.seed))
     epochs = args.epochs or (30 if args.dataset == "digits" else 6)
-    rate = optax.cosine_onecycle_schedule(epochs * len(pipeline), peak_value=4e-3)
-    model = CNN(train.element_spec()["image"].shape[0], rngs=nnx.Rngs(params=0, dropout=1))
+    steps = args.steps or epochs * len(pipeline)
+    rate = optax.cosine_onecycle_schedule(steps, peak_value=4e-3)
+    rngs = nnx.Rngs(params=args.seed, dropout=args.seed + 1)
+    model = CNN(train.element_spec()["image"].shape[0], rngs=rngs)
     trainer = Trainer(
         model,
         pipeline,
         optimizer=optax.adamw(rate, weight_decay=1e-2),
         eval_source=test,
-        epochs=epochs,
+        steps=steps,
         log_every=min(100, len(pipeline)),
         workdir=workdir,
     )

@@ -34,6 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="digits", help="digits, a Hub name or a folder")
     parser.add_argument("--steps", type=int, help="default: 360 for digits, 2800 otherwise")
+    parser.add_argument("--seed", type=int, default=0, help="of the model and of the order")
     parser.add_argument("--batch-size", type=int, default=128, help="on all devices together")
     parser.add_argument("--shards", type=int, default=64, help="the most devices there may be")
     parser.add_argument("--sharding", choices=["replicate", "fsdp"], default="replicate")
@@ -47,18 +48,19 @@ def main() -> int:
         print(f"{jax.process_count()} processes, {jax.device_count()} devices", flush=True)
 
     # Each process opens the same data, and reads the rows of its own devices' shards.
-    train, test = load(args.dataset)
+    train, test = load(args.dataset, args.seed)
     pipeline = Pipeline(
         source=train,
         stages=[shift],
         batch_size=args.batch_size,
         shards=args.shards,
-        rngs=nnx.Rngs(0),
+        rngs=nnx.Rngs(args.seed),
     )
     steps = args.steps or (360 if args.dataset == "digits" else 2800)
     rate = optax.cosine_onecycle_schedule(steps, peak_value=4e-3)
+    rngs = nnx.Rngs(params=args.seed, dropout=args.seed + 1)
     result = trainers.Trainer(
-        CNN(train.element_spec()["image"].shape[0], rngs=nnx.Rngs(params=0, dropout=1)),
+        CNN(train.element_spec()["image"].shape[0], rngs=rngs),
         pipeline,
         optimizer=optax.adamw(rate, weight_decay=1e-2),
         eval_source=test,
