@@ -29,6 +29,7 @@ SLOW = {  # what they show, the trainer's own tests run
     "docs/howto/from_hf_trainer.md",
     "docs/howto/from_keras.md",
     "docs/howto/recipes.md",
+    "README.md",
     "docs/index.md",
     "docs/tutorials/chat.md",
     "docs/tutorials/images.md",

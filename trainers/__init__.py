@@ -4,7 +4,7 @@ from datarax import __version__ as __version__
 from trainers.arguments import Checkpoints
 from trainers.callbacks import every
 from trainers.devices.distributed import initialize
-from trainers.run import Result
+from trainers.report.result import Result
 from trainers.sweeps.result import SweepResult
 from trainers.sweeps.sweep import sweep
 from trainers.trainer import Trainer

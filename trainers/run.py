@@ -1,6 +1,5 @@
-"""A run: what callbacks see of it, what a checkpoint keeps, and the result it ends with."""
+"""A run: what callbacks see of it, and what a checkpoint keeps."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Self
@@ -181,29 +180,3 @@ class Run:
 
 
 NO_STALL = InputStall()
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The end of a run.
-
-    Args:
-        step: Number of finished steps.
-        model: The trained model: the one that was given, trained in place.
-        ema: A model with the moving average of the parameters, or None.
-        metrics: The last value of every metric, such as `train/loss` and `eval/accuracy`.
-        history: One dict a log, in order, each with its `step`, `epoch` and `rows_seen`, and where
-            there is a loss a token, `tokens_seen`, the sum of their weights so far.
-        best: `(step, value)` of the best evaluation where one is asked for, else None.
-        status: How the run ended.
-        input_stall: The share of its time in which the devices waited for data; 0 of eager data.
-    """
-
-    step: int
-    model: nnx.Module
-    ema: nnx.Module | None
-    metrics: dict[str, float]
-    history: list[dict[str, Any]]
-    best: tuple[int, float] | None
-    status: Status
-    input_stall: InputStall = NO_STALL

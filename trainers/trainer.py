@@ -25,7 +25,7 @@ from trainers.loop.ended import Ended
 from trainers.loop.inference import Inference, Model, dealt, identity
 from trainers.loop.plan import Plan, end_of, variables
 from trainers.preflight import Preflight, preflight
-from trainers.run import Result
+from trainers.report.result import Result
 from trainers.step.average import Average, averaged, of, replaced
 from trainers.step.model import expect_trainable, say_modes, split
 from trainers.step.optimizer import plain

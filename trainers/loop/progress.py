@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a bar on a terminal, plain lines elsewhere."""
+"""What a run says while it goes on: a bar on a terminal or in a notebook, else plain lines."""
 
 import contextlib
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from trainers.data.skipped import Skips
 from trainers.run import NO_STALL, PLACE, InputStall
@@ -19,6 +19,7 @@ _SECONDS_BETWEEN_LINES = 10
 _SECONDS_OF_SILENCE = 15
 STALL = 0.05  # of the time, from which on an input stall is told
 _WIDTH = 120  # of a line where there is no terminal
+_IN_NOTEBOOK = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
 
 
 class Progress:
@@ -45,7 +46,7 @@ class Progress:
         """Begins to measure and to show, after `step` finished steps."""
         self._first = self._done = step
         self._begun = time.perf_counter()
-        if self._speaks and sys.stderr is not None and sys.stderr.isatty():
+        if self._speaks and (_IN_NOTEBOOK or (sys.stderr is not None and sys.stderr.isatty())):
             self._bar = tqdm(total=self._steps, initial=step, unit="step", dynamic_ncols=True)
 
     def say(self, line: str) -> None:

@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 Points = Sequence[tuple[float, float]]
 
@@ -67,6 +68,13 @@ def _curve(name, points, place, label) -> str:
         for (x, y), (px, py) in dots
     )
     return f'<g class="curve {kind}"><polyline points="{path}"/>{dots}</g>'
+
+
+def value(name: str, value: Any) -> str:
+    """Returns a metric's value as people write it: an accuracy as a percentage."""
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:.2%}" if name.endswith("accuracy") else number(value)
 
 
 def number(value: float) -> str:

@@ -4,6 +4,9 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from trainers.report import chart
+from trainers.run import PLACE
+
 _STYLE = """
 :root { --paper: #fbfaf8; --card: #fff; --ink: #22252a; --soft: #6d7480; --line: #e6e3dd;
   --train: #2f6fde; --eval: #d9622b; --c0: #8a93a3; --c1: #b08be0; --c2: #2f6fde; --c3: #d9622b;
@@ -100,6 +103,21 @@ def figure(title: str, svg: str, curves: Iterable[str] = ()) -> str:
     keys = " ".join(f'<span style="{key}">{text(curve)}</span>' for curve, key in colours.items())
     head = f"<figcaption><h3>{text(title)}</h3><div>{keys}</div></figcaption>"
     return f"<figure>{head}{svg}</figure>"
+
+
+def figures(history: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns a chart of each metric of a history, its training and evaluation together."""
+    charts: dict[str, dict[str, list]] = {}
+    for row in history:
+        for name, value in row.items():
+            if name not in PLACE and isinstance(value, int | float):
+                part, _, metric = name.partition("/")
+                curves = charts.setdefault(metric or name, {})
+                curves.setdefault(part, []).append((row["step"], value))
+    return [
+        figure(metric, chart.lines(curves, label="step"), curves)
+        for metric, curves in charts.items()
+    ]
 
 
 def shares(parts: Mapping[str, float], unit: str = "s") -> str:

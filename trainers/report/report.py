@@ -16,7 +16,7 @@ from trainers.loop.clock import Clock
 from trainers.loop.plan import Plan, configuration
 from trainers.loop.progress import some, told_of_stall
 from trainers.report import chart, page, samples
-from trainers.run import PLACE, Run
+from trainers.run import Run
 from trainers.writers import JsonLines, Writer, Writers, written_hparams
 
 _SHARE = 0.005  # of a run's time goes into its report, at most
@@ -90,10 +90,10 @@ class Report:
         of = "" if steps is None else f" of {steps:,}"
         place = f"step {run.step:,}{of}, epoch {run.epoch:.2f}"
         best = run.best(plan.checkpoint.best)
-        values = {name: _value(name, value) for name, value in run.metrics.items()}
+        values = {name: chart.value(name, value) for name, value in run.metrics.items()}
         if best is not None and plan.checkpoint.best is not None:
             name = plan.checkpoint.best[0]
-            values[f"best {name}, step {best[0]:,}"] = _value(name, best[1])
+            values[f"best {name}, step {best[0]:,}"] = chart.value(name, best[1])
         last = run.history[-1] if run.history else {}
         seen = [name for name in ("rows_seen", "tokens_seen") if name in last]
         values |= {name.replace("_", " "): f"{last[name]:,.0f}" for name in seen}
@@ -107,17 +107,7 @@ class Report:
         )
 
     def _curves(self) -> str:
-        charts: dict[str, dict[str, list]] = {}
-        for row in self._run.history:
-            for name, value in row.items():
-                if name not in PLACE and isinstance(value, int | float):
-                    part, _, metric = name.partition("/")
-                    charts.setdefault(metric or name, {}).setdefault(part, [])
-                    charts[metric or name][part].append((row["step"], value))
-        figures = [
-            page.figure(metric, chart.lines(curves, label="step"), curves)
-            for metric, curves in charts.items()
-        ]
+        figures = page.figures(self._run.history)
         if len(self._rates) > 1:
             figures.append(
                 page.figure("examples/s", chart.lines({"rate": self._rates}, label="step"))
@@ -217,12 +207,6 @@ def _resumes(plan: Plan, run: Run) -> str | None:
 def name_of(plan: Plan) -> str:
     """Returns what the data is called."""
     return plan.pipeline.source.dataset_name
-
-
-def _value(name: str, value: Any) -> str:
-    if not isinstance(value, int | float):
-        return str(value)
-    return f"{value:.2%}" if name.endswith("accuracy") else chart.number(value)
 
 
 def _kinds(spec: Mapping[str, Any], features: Mapping[str, Any]):
