@@ -4,7 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
-from trainers.run import Result, Status
+from trainers.report.result import Result
+from trainers.run import Status
 from trainers.sweeps.settings import Settings, told
 
 

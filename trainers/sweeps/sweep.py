@@ -11,7 +11,8 @@ from flax import nnx
 from trainers.arguments import Checkpoints
 from trainers.devices.layout import outside_mesh
 from trainers.loop.plan import Plan
-from trainers.run import Result, Status
+from trainers.report.result import Result
+from trainers.run import Status
 from trainers.step.average import replaced
 from trainers.step.optimizer import plain
 from trainers.sweeps import program
