@@ -59,19 +59,3 @@ def closest(name: str, names: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the closest of `names`, or nothing where none is close."""
     match = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {match[0]!r}?" if match else ""
-
-
-def placed(error: Exception, label: str, note: str) -> Exception:
-    """Returns an error of a user's function, whose message begins with the row that it got.
-
-    Args:
-        error: What the function raised; it keeps its class and its traceback.
-        label: The row.
-        note: What follows the traceback.
-    """
-    error.add_note(note)
-    if isinstance(error, OSError) and error.strerror is not None:
-        error.strerror = f"{label}: {error.strerror}"
-    elif len(error.args) <= 1:
-        error.args = (": ".join([label, *map(str, error.args)]),)
-    return error

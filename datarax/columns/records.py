@@ -111,6 +111,7 @@ def _opened(feature: Any, value: Any) -> Any:
         return value
     if isinstance(feature, datasets.Image):
         return lazy_image(feature, value)
-    samples, rate = decoded(feature, value)
+    sound: Any = feature
+    samples, rate = decoded(sound, value)
     samples = samples.mean(axis=0) if samples.ndim > 1 else samples  # as `datasets` has it
     return {"array": samples, "sampling_rate": rate}

@@ -83,12 +83,15 @@ class RowReader:
         """The columns without rows: arrays of shape `(0, ...)`, and `HostColumn`s."""
         return nested((path, reader.empty) for path, (_, reader) in self._leaves.items())
 
-    def read(self, indices: np.ndarray, names: Collection[str] | None = None) -> ReadRows:
+    def read(
+        self, indices: np.ndarray, names: Collection[str] | None = None, seed: int = 0
+    ) -> ReadRows:
         """Reads rows.
 
         Args:
             indices: Their numbers in the dataset, integers of shape `(k,)`, each in range.
             names: The columns to read; None: all.
+            seed: The seed of their epoch, on which no row here depends.
 
         Raises:
             IndexError: There is no such row.

@@ -92,6 +92,22 @@ def takes_rng(function: TransformFunction) -> bool:
     return Transform(function).draws
 
 
+def placed(error: Exception, label: str, note: str) -> Exception:
+    """Returns an error of a user's function, whose message begins with the row that it got.
+
+    Args:
+        error: What the function raised; it keeps its class and its traceback.
+        label: The row.
+        note: What follows the traceback.
+    """
+    error.add_note(note)
+    if isinstance(error, OSError) and error.strerror is not None:
+        error.strerror = f"{label}: {error.strerror}"
+    elif len(error.args) <= 1:
+        error.args = (": ".join([label, *map(str, error.args)]),)
+    return error
+
+
 def _takes_rng(function: TransformFunction, name: str) -> tuple[bool, bool]:
     """Returns whether a function takes a generator, and whether by the keyword `rng`."""
     try:

@@ -1,6 +1,7 @@
 """A dataset's rows as a transform makes them: some by number, or all as columns."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 import datasets
@@ -8,6 +9,7 @@ import numpy as np
 
 from datarax.columns.arrow import gathered, rows_of, without_views
 from datarax.columns.load import Columns, chosen_features, row_numbers
+from datarax.columns.mapped import MappedFiles
 from datarax.columns.nested import Path, nested
 from datarax.columns.outputs import OBJECT
 from datarax.columns.records import Records
@@ -56,6 +58,15 @@ class TransformedRows:
         num_threads: int | None = None,
         timeout: float | None = None,
     ):
+        self._made_of = functools.partial(
+            TransformedRows,
+            *(dataset, function),
+            include=include,
+            exclude=exclude,
+            on_bad_rows=on_bad_rows,
+            num_threads=num_threads,
+            timeout=timeout,
+        )
         features = chosen_features(dataset, include, exclude)
         self.transformer = Transformer(
             function,
@@ -66,6 +77,10 @@ class TransformedRows:
         )
         self._table = without_views(table_of(dataset).select(list(features)))
         self._rows = rows_of(dataset)
+        chunks = (chunk for column in self._table.columns for chunk in column.chunks)
+        buffers = (buffer for chunk in chunks for buffer in chunk.buffers() if buffer is not None)
+        self._files = MappedFiles(buffer.address for buffer in buffers)
+        self.trim = self._files.trim
         row_bytes = max(1, self._table.nbytes // max(len(self._table), 1))
         self._at_once = max(1, min(_AT_ONCE, _BYTES // row_bytes))
         few = min(len(dataset), 64)
@@ -74,6 +89,9 @@ class TransformedRows:
 
     def __len__(self) -> int:
         return self._rows.length
+
+    def __reduce__(self):
+        return self._made_of, ()  # its files lie elsewhere in another process's memory
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TransformedRows":
         return self  # its rows are never written to, and its threads are for all
@@ -87,12 +105,20 @@ class TransformedRows:
         """Returns shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`."""
         return self.transformer.outputs.spec()
 
-    def read(self, indices: np.ndarray, seeds: np.ndarray | int = 0) -> ReadRows:
+    @property
+    def empty(self) -> dict[str, Any]:
+        """The columns without rows: arrays of shape `(0, ...)`, and `HostColumn`s."""
+        return self._columns(self.transformer.outputs.buffers(0))
+
+    def read(
+        self, indices: np.ndarray, names: Collection[str] | None = None, seed: int = 0
+    ) -> ReadRows:
         """Returns some rows.
 
         Args:
             indices: Their numbers, integers of shape `(k,)`, in any order, some perhaps twice.
-            seeds: The seed of each row's epoch, `(seed + epoch) % 2**32`, of shape `(k,)` or one.
+            names: The columns to return; None: all.
+            seed: The seed of their epoch, `(seed + epoch) % 2**32`.
 
         Raises:
             IndexError: A number is out of range.
@@ -100,55 +126,57 @@ class TransformedRows:
             TimeoutError: A row took longer than `timeout`.
             Exception: What the transform raised, with the row's number in its message.
         """
-        indices = row_numbers(indices, len(self))
+        indices = row_numbers(indices, len(self)) if len(indices) else np.empty(0, np.int64)
         out = self.transformer.outputs.buffers(len(indices))
-        whole = self._read_into(out, indices, seeds)
-        return ReadRows(nested(out.items()), whole)
+        whole = self._read_into(out, indices, seed)
+        wanted = {p: column for p, column in out.items() if names is None or p[0] in names}
+        return ReadRows(nested(wanted.items()), whole)
 
-    def columns(self, rows: np.ndarray | None = None) -> Columns:
+    def load(self, rows: np.ndarray | None = None) -> Columns:
         """Returns all rows, or some, as columns; rows that are skipped are left out.
 
         Args:
             rows: Load these rows only, in this order; integers of shape `(k,)`.
         """
         numbers = np.arange(len(self)) if rows is None else row_numbers(rows, len(self))
-        outputs = self.transformer.outputs
-        out = outputs.buffers(len(numbers))
+        out = self.transformer.outputs.buffers(len(numbers))
         whole = self._read_into(out, numbers, 0)
         skipped = len(numbers) - int(whole.sum())
         if skipped:
             out = {path: column[whole] for path, column in out.items()}
-        data = nested(
-            (path, outputs.host_column(path, column) if column.dtype == OBJECT else column)
+        return Columns(self._columns(out), len(numbers) - skipped, skipped, self.features)
+
+    def _columns(self, out: dict[Path, np.ndarray]) -> dict[str, Any]:
+        host = self.transformer.outputs.host_column
+        return nested(
+            (path, host(path, column) if column.dtype == OBJECT else column)
             for path, column in out.items()
         )
-        return Columns(data, len(numbers) - skipped, skipped, self.features)
 
-    def _read_into(
-        self, out: dict[Path, np.ndarray], indices: np.ndarray, seeds: np.ndarray | int
-    ) -> np.ndarray:
+    def _read_into(self, out: dict[Path, np.ndarray], indices: np.ndarray, seed: int) -> np.ndarray:
         """Writes rows to arrays, and returns which of them are whole."""
-        seeds = np.broadcast_to(np.asarray(seeds, np.uint32), indices.shape)
         whole = np.ones(len(indices), bool)
         for start in range(0, len(indices), self._at_once):
             some = slice(start, start + self._at_once)
             part = {path: column[some] for path, column in out.items()}
-            errors = self._apply(indices[some], seeds[some], part)
+            errors = self._apply(indices[some], seed, part)
             for error in errors.values():
                 if self.transformer.must_raise(error):
                     raise error
             whole[[start + row for row in errors]] = False
+            self.trim()
         return whole
 
     def _apply(
-        self, indices: np.ndarray, seeds: np.ndarray, out: dict[Path, np.ndarray]
+        self, indices: np.ndarray, seed: int, out: dict[Path, np.ndarray]
     ) -> dict[int, Exception]:
         records = self._records(indices)
         return self.transformer.apply(
-            records, indices, seeds, out, lambda row: f"record {indices[row]}"
+            records, indices, seed, out, lambda row: f"record {indices[row]}"
         )
 
     def _records(self, indices: np.ndarray) -> Records:
+        self._files.expect_whole()
         positions = self._rows.positions
         stored = indices if positions is None else positions[indices]
         return Records(gathered(self._table, stored), self.transformer.features)

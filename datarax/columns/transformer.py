@@ -12,8 +12,8 @@ from datarax.columns.nested import Path
 from datarax.columns.outputs import Outputs, Unlike
 from datarax.columns.records import Records
 from datarax.columns.threads import Late, Threads
-from datarax.columns.transform import NoRecord, Transform, TransformFunction
-from datarax.errors import expect_between, placed
+from datarax.columns.transform import NoRecord, Transform, TransformFunction, placed
+from datarax.errors import expect_between
 from datarax.hub.secrets import redacted
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Transformer:
         self,
         records: Records,
         numbers: np.ndarray,
-        seeds: np.ndarray,
+        seed: int,
         out: dict[Path, np.ndarray],
         label: Callable[[int], str],
     ) -> dict[int, Exception]:
@@ -114,7 +114,7 @@ class Transformer:
         Args:
             records: `n` records.
             numbers: Their numbers, `uint64` of shape `(n,)`.
-            seeds: The seeds of their epochs, `uint32` of shape `(n,)`.
+            seed: The seed of their epoch, `(seed + epoch) % 2**32`.
             out: Arrays of shape `(n, ...)`, of `Outputs.buffers` or slices of them.
             label: Returns what errors call a row.
 
@@ -127,7 +127,7 @@ class Transformer:
         """
 
         def write(row: int) -> None:
-            made = self.transform(records[row], int(seeds[row]), int(numbers[row]))
+            made = self.transform(records[row], seed, int(numbers[row]))
             self.outputs.write(out, row, made)
 
         errors = self._each(range(len(records)), write, records, label)

@@ -244,7 +244,7 @@ class RandomAccessSource(Viewable):
                 "was saved with, or begin anew with reset()."
             )
         # The content counts, not where it came from: a copy of a Hub dataset has no revision.
-        same = state.keys() - {"revision"} == own.keys() - {"revision"}
+        same = not (state.keys() ^ own.keys()) - {"revision", "transform"}
         if not same or state.get("version") != STATE_VERSION:
             raise ValueError(
                 f"The state has {sorted(state)} of version {state.get('version')}; {self.label} "

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from datarax.errors import placed
+from datarax.columns.transform import placed
 from datarax.hub import network
 from datarax.hub.explained import cure
 from datarax.hub.secrets import raise_from

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+from datarax.columns.transform import Transform, TransformFunction, takes_rng
 from datarax.errors import expect_between
 from datarax.hub.secrets import hidden
 from datarax.order.permutation import MAX_RECORDS
@@ -32,10 +33,17 @@ class _ByNumber(_WithoutSecrets):
     local_files_only: bool = False
     config_name: str | None = None
     on_bad_rows: Literal["raise", "skip"] = "raise"
+    transform: TransformFunction | None = dataclasses.field(default=None, hash=False)
+    num_threads: int | None = None
+    timeout: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
         expect_dataset_fields(self)
+        if self.transform is not None:
+            Transform(self.transform)  # raises TypeError where it cannot be called
+        if self.num_threads is not None:
+            expect_between("num_threads", self.num_threads, 1, 1024)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -55,6 +63,10 @@ class HFEagerConfig(_ByNumber):
         local_files_only: Whether to read only what is on this machine.
         config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
         on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"` its row.
+        transform: A function `record -> record` that is applied once to each row, while loading;
+            see `datarax.transforms`.
+        num_threads: Threads that decode and transform; None for one a core. They change no batch.
+        timeout: Seconds that the transform of a record may take; None for no limit.
         streaming: Whether to read on demand: `HFEagerSource(config)` is a `HFStreamingSource` then.
         shuffle_buffer_size: How many rows of a stream are shuffled together, see
             `HFStreamingConfig`; an eager shuffle is a full permutation and needs none.
@@ -69,6 +81,18 @@ class HFEagerConfig(_ByNumber):
 
     streaming: bool = False
     shuffle_buffer_size: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.streaming:
+            expect_no_stream(self.transform)
+        elif self.transform is not None and takes_rng(self.transform):
+            raise ValueError(
+                f"The transform {Transform(self.transform).name} draws at random, and an eager "
+                "source applies it once: each epoch would see the same draws. Write "
+                "HFIndexedSource(HFIndexedConfig(..., transform=...)), which applies it whenever "
+                "a record is read, or a transform without rng."
+            )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -90,7 +114,11 @@ class HFIndexedConfig(_ByNumber):
         on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"`: its record has
             weight 0 in the trainer, is left out of a `for` and of a `Pipeline`'s batches, and
             counts as skipped.
-        num_threads: Threads that read and decode; None for one a core. They change no batch.
+        transform: A function `record -> record` or `(record, rng) -> record` that is applied to
+            each record when it is read; see `datarax.transforms`.
+        num_threads: Threads that read, decode and transform; None for one a core. They change no
+            batch.
+        timeout: Seconds that the transform of a record may take; None for no limit.
 
     Raises:
         ValueError: If an argument is missing, out of range, or contradicts another.
@@ -99,13 +127,6 @@ class HFIndexedConfig(_ByNumber):
         >>> HFIndexedConfig(name="mnist", split="train", shuffle=True).seed
         42
     """
-
-    num_threads: int | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_threads is not None:
-            expect_between("num_threads", self.num_threads, 1, 1024)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -162,8 +183,16 @@ class HFStreamingConfig(_WithoutSecrets):
         super().__post_init__()
         expect_dataset_fields(self)
         expect_between("shuffle_buffer_size", self.shuffle_buffer_size, 1, MAX_RECORDS)
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"timeout={self.timeout}: expected seconds, more than 0, or None.")
+
+
+def expect_no_stream(transform: TransformFunction | None) -> None:
+    """Raises `ValueError` if there is a transform, which a stream does not apply."""
+    if transform is not None:
+        raise ValueError(
+            f"A stream applies no transform, and transform={Transform(transform).name} is given: "
+            "write HFStreamingSource.from_dataset(stream.map(...)), or read the split by number, "
+            "HFIndexedSource(HFIndexedConfig(..., transform=...))."
+        )
 
 
 def expect_dataset_fields(config: Any) -> None:
@@ -189,3 +218,5 @@ def expect_dataset_fields(config: Any) -> None:
     expect_between("seed", config.seed, 0, 2**32 - 1)
     if config.on_bad_rows not in ("raise", "skip"):
         raise ValueError(f'on_bad_rows={config.on_bad_rows!r}: expected "raise" or "skip".')
+    if config.timeout is not None and not config.timeout > 0:
+        raise ValueError(f"timeout={config.timeout}: expected seconds, more than 0, or None.")

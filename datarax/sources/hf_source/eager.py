@@ -12,6 +12,7 @@ from flax import nnx
 
 from datarax.columns.fingerprint import fingerprint_dataset
 from datarax.columns.load import Columns, chosen_features, load_columns
+from datarax.columns.transformed import TransformedRows
 from datarax.module import expect_config
 from datarax.sources.eager import EagerSourceBase
 from datarax.sources.hf_source import split as splits
@@ -55,7 +56,10 @@ class _ChoosesStream(type(nnx.Module)):
 
 def _streaming(config: HFEagerConfig) -> HFStreamingConfig:
     return HFStreamingConfig(
-        **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        **{
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(HFStreamingConfig)
+        }
     )
 
 
@@ -161,13 +165,18 @@ def _load(split: LoadedSplit, config: HFEagerConfig) -> _Loaded:
     dataset = split.dataset
     assert isinstance(dataset, datasets.Dataset)  # it was loaded with streaming=False
     features = chosen_features(dataset, config.include_keys, config.exclude_keys)
-    read = functools.partial(
-        load_columns,
-        dataset,
-        include=config.include_keys,
-        exclude=config.exclude_keys,
-        on_bad_rows=config.on_bad_rows,
-    )
+    fingerprint = fingerprint_dataset(dataset, features)
+    options = {
+        "include": config.include_keys,
+        "exclude": config.exclude_keys,
+        "on_bad_rows": config.on_bad_rows,
+    }
+    if config.transform is None:
+        read = functools.partial(load_columns, dataset, **options)
+    else:
+        limits = {"num_threads": config.num_threads, "timeout": config.timeout}
+        rows = TransformedRows(dataset, config.transform, **options, **limits)
+        read, features = rows.load, rows.features
     # Which rows are skipped, and so the length, is known only when all are read.
     waits = jax.distributed.is_initialized() and config.on_bad_rows == "raise"
     columns = None if waits else read()
@@ -177,5 +186,5 @@ def _load(split: LoadedSplit, config: HFEagerConfig) -> _Loaded:
         read=read,
         length=len(dataset) if columns is None else columns.length,
         features=features,
-        fingerprint=fingerprint_dataset(dataset, features),
+        fingerprint=fingerprint,
     )

@@ -10,10 +10,16 @@ import jax
 import numpy as np
 from flax import nnx
 
+from datarax.columns.transform import takes_rng
 from datarax.hub.load import load_split
 from datarax.hub.network import patiently
 from datarax.hub.secrets import redacted
-from datarax.sources.hf_source.config import HFEagerConfig, HFIndexedConfig, HFStreamingConfig
+from datarax.sources.hf_source.config import (
+    HFEagerConfig,
+    HFIndexedConfig,
+    HFStreamingConfig,
+    expect_no_stream,
+)
 from datarax.sources.hf_source.eager import HFEagerSource
 from datarax.sources.hf_source.indexed import HFIndexedSource
 from datarax.sources.hf_source.streaming import HFStreamingSource
@@ -65,6 +71,8 @@ def from_hf(
         >>> source = from_hf("mnist", "train", shuffle=True)  # doctest: +SKIP
     """
     fields |= {"name": name, "split": split}
+    if streaming:
+        expect_no_stream(fields.get("transform"))
     kind, why = (_STREAM, "as asked for") if streaming else _choose(fields, streaming is None)
     logger.info("%s:%s is %s (%s): %s.", redacted(name), split, _WORDS[kind], kind.__name__, why)
     config = _config(kind, fields | {"streaming": kind is _STREAM})
@@ -73,7 +81,9 @@ def from_hf(
 
 def _choose(fields: dict[str, Any], may_stream: bool) -> tuple[type, str]:
     """Returns the kind of source, and why; where a stream will do, nothing is prepared."""
-    may_stream = may_stream and "[" not in fields["split"]  # a stream has no slices
+    transform = fields.get("transform")
+    # A stream has no slices, and applies no transform.
+    may_stream = may_stream and "[" not in fields["split"] and transform is None
     config = _config(_STREAM, {**fields, "on_bad_rows": "skip"})
     found = patiently(
         lambda: load_split(
@@ -99,8 +109,10 @@ def _choose(fields: dict[str, Any], may_stream: bool) -> tuple[type, str]:
     else:
         counted = "" if rows is None else f"{rows} rows, "
         said = f"{counted}about {size / 1e9:.3g} GB, {size / memory:.2g} of the memory"
-        if size <= _SHARE * memory:
+        draws = transform is not None and takes_rng(transform)
+        if size <= _SHARE * memory and not draws:
             return HFEagerSource, said
+        said += ", and its transform draws at random" * draws
     if not may_stream or found.here():
         return HFIndexedSource, f"{said}, and it lies on this machine"
     return _STREAM, said

@@ -12,6 +12,7 @@ from datarax.columns.fingerprint import fingerprint_dataset
 from datarax.columns.load import chosen_features
 from datarax.columns.row_reader import RowReader
 from datarax.columns.rows import ReadRows, parted
+from datarax.columns.transformed import TransformedRows
 from datarax.module import expect_config
 from datarax.sources.hf_source import split as splits
 from datarax.sources.hf_source.config import HFIndexedConfig
@@ -24,7 +25,7 @@ class _Loaded:
     """A split, and what reads its rows."""
 
     split: LoadedSplit
-    rows: RowReader
+    rows: RowReader | TransformedRows
     length: int
     features: datasets.Features
     fingerprint: str
@@ -142,7 +143,7 @@ class HFIndexedSource(HFByNumber, IndexedSourceBase):
         return self._loaded.rows.empty
 
     def _read(self, records: np.ndarray, seed: int) -> ReadRows:
-        return self._loaded.rows.read(records)
+        return self._loaded.rows.read(records, seed=seed)
 
     def _part(self, name: str, records: np.ndarray) -> np.ndarray:
         return self._loaded.rows.read(records, {name}).columns[name]
@@ -152,8 +153,16 @@ def _load(split: LoadedSplit, config: HFIndexedConfig) -> _Loaded:
     dataset = split.dataset
     assert isinstance(dataset, datasets.Dataset)  # it was loaded with streaming=False
     features = chosen_features(dataset, config.include_keys, config.exclude_keys)
-    rows = RowReader(
-        dataset, features, on_bad_rows=config.on_bad_rows, num_threads=config.num_threads
-    )
-    fingerprint = fingerprint_dataset(dataset, features, rows.trim)
+    options: dict[str, Any] = {
+        "on_bad_rows": config.on_bad_rows,
+        "num_threads": config.num_threads,
+    }
+    if config.transform is None:
+        rows = RowReader(dataset, features, **options)
+    else:
+        options |= {"include": features, "timeout": config.timeout}
+        rows = TransformedRows(dataset, config.transform, **options)
+        features = rows.features
+    stored = chosen_features(dataset, config.include_keys, config.exclude_keys)
+    fingerprint = fingerprint_dataset(dataset, stored, rows.trim)
     return _Loaded(split, rows, len(dataset), features, fingerprint)

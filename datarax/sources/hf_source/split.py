@@ -1,16 +1,20 @@
 """The half that all Hugging Face sources share: a split, and where it came from."""
 
 import dataclasses
+from logging import getLogger
 from typing import Any, ClassVar, Self, cast
 
 import datasets
 from flax import nnx
 
+from datarax.columns.transform import Transform, TransformFunction
 from datarax.errors import listed
 from datarax.hub.load import load_split
 from datarax.hub.network import patiently
 from datarax.module import expect_config
 from datarax.sources.hf_source.config import HFEagerConfig, HFIndexedConfig, HFStreamingConfig
+
+logger = getLogger("datarax.sources.hf_source")
 
 # The fields that decide which data a configuration names, and who reads them.
 _DATA_FIELDS = (
@@ -23,6 +27,8 @@ _DATA_FIELDS = (
     "config_name",
     "on_bad_rows",
     "num_threads",
+    "transform",
+    "timeout",
 )
 
 
@@ -135,6 +141,15 @@ class HFByNumber(HFSource):
         """The features of the columns that there are."""
         return self._loaded.features
 
+    def state_at(self, position: Any) -> dict[str, Any]:
+        """Returns the state of the source when it stands at `position`; see `Source`."""
+        return state_with_transform(cast(Any, super()).state_at(position), self.config.transform)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores a state; see `RandomAccessSource`. Of another transform, it warns once."""
+        cast(Any, super()).set_state(state)
+        note_other_transform(state, self.config.transform, cast(Any, self).label)
+
     def copy(
         self, *, config: Any = None, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> Self:
@@ -170,6 +185,32 @@ class HFByNumber(HFSource):
             _loaded=None if other else self._loaded,
         )
         return cast(Any, self)._settings_to(copy) if own else copy
+
+
+def state_with_transform(
+    state: dict[str, Any], transform: TransformFunction | None
+) -> dict[str, Any]:
+    """Returns a state with all that it keeps of a transform: a digest of its name."""
+    return state if transform is None else state | {"transform": Transform(transform).digest}
+
+
+_TOLD: set[tuple[Any, Any]] = set()
+
+
+def note_other_transform(
+    state: dict[str, Any], transform: TransformFunction | None, label: str
+) -> None:
+    """Logs a warning, once for each two, where a state was saved with another transform."""
+    own = None if transform is None else Transform(transform)
+    saved, digest = state.get("transform"), own and own.digest
+    if saved == digest or (saved, digest) in _TOLD:
+        return
+    _TOLD.add((saved, digest))
+    logger.warning(
+        "The state was saved %s, and %s has %s: the order goes on, and the records differ.",
+        "without a transform" if saved is None else "with another transform",
+        *(label, "none" if own is None else own.name),
+    )
 
 
 def _field(config: Any, name: str) -> Any:
