@@ -24,15 +24,14 @@ from tests.support.pages import ROOT, blocks, pages, write_data
 from tests.test_faces import FACES
 
 PAGES = pages()
-SLOW = {  # what they show, the trainer's own tests run
-    "docs/howto/from_grain.md",
-    "docs/howto/from_hf_trainer.md",
-    "docs/howto/from_keras.md",
-    "docs/howto/recipes.md",
-    "README.md",
-    "docs/index.md",
-    "docs/tutorials/chat.md",
-    "docs/tutorials/images.md",
+QUICK = {  # the default suite has seconds for pages; the others are run by -m slow
+    "docs/concepts/order.md",
+    "docs/concepts/shards.md",
+    "docs/concepts/streams.md",
+    "docs/howto/loss.md",
+    "docs/howto/own_data.md",
+    "docs/howto/speed.md",
+    "docs/start.md",
 }
 PUBLIC = [  # modules whose names are public, beside the faces: CHANGELOG.md says so
     "datarax.errors",
@@ -74,7 +73,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
+        pytest.param(page, marks=() if page in QUICK else pytest.mark.slow)
         for page in PAGES
         if list(blocks(PAGES[page]))
     ],
