@@ -42,6 +42,7 @@ class IterableSource(Source):
         ValueError: If it gives no record.
 
     Example:
+        >>> import grain
         >>> records = grain.MapDataset.range(5).map(lambda x: {"x": x}).to_iter_dataset()
         >>> source = IterableSource(records)
         >>> source.get_batch(3)["x"].tolist(), source.get_state()["index"]

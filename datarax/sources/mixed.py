@@ -56,6 +56,8 @@ class MixedSource(PositionedMixture):
         >>> high = MemorySource(MemorySourceConfig(), {"x": np.arange(100, 110)})
         >>> MixedSource([low, high], weights=[3, 1]).get_batch(8)["x"].tolist()
         [0, 1, 100, 2, 3, 4, 101, 5]
+        >>> low.reset()
+        >>> high.reset()
         >>> stages = [(0, [1, 0]), (4, [0, 1])]
         >>> mixture = MixedSource([low, high], stages, stop="first")
         >>> len(mixture), mixture.get_batch(6)["x"].tolist()

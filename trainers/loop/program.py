@@ -115,6 +115,8 @@ def logits(plan: Plan, *, if_large: bool = False) -> Logits | None:
     """
     model = split(plan.model, plan.update.wrt, training=True)
     rows = plan.batches.batch_size // plan.layout.parts // plan.update.accumulate
+    if not plan.objective.by_token:
+        return None
     if if_large and not may_be_large(model[1:], plan.batches.spec, rows):
         return None
     with plan.layout.traced():

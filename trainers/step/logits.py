@@ -46,7 +46,7 @@ def may_be_large(params: Any, spec: dict[str, Any], rows: int) -> bool:
     They are as wide as some parameter, and a row has at most as many tokens as its longest column:
     without a large one there is no need to trace the model for their shape.
     """
-    width = max((max(x.shape, default=1) for x in jax.tree.leaves(params)), default=1)
+    width = max((max(np.shape(x), default=1) for x in jax.tree.leaves(params)), default=1)
     tokens = max((column.shape[0] for column in spec.values() if column.shape), default=1)
     return 4 * rows * tokens * width > LARGEST
 
