@@ -44,7 +44,10 @@ def test_the_run_is_the_eager_one_bit_for_bit():
     equal(trainer("eager", steps=25).fit(), trainer("indexed", steps=25).fit())
 
 
-@pytest.mark.parametrize("kinds", [("eager", "indexed"), ("indexed", "eager")])
+@pytest.mark.parametrize(
+    "kinds",
+    [("eager", "indexed"), pytest.param(("indexed", "eager"), marks=pytest.mark.slow)],
+)
 def test_a_run_of_one_kind_goes_on_with_the_other(kinds, tmp_path):
     def resumed(first, second, workdir):
         trainer(first, steps=10, workdir=workdir).fit()

@@ -45,7 +45,12 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "kind",
-    ["plain", pytest.param("views", marks=SLOW), pytest.param("one source", marks=SLOW), "nested"],
+    [
+        pytest.param("plain", marks=SLOW),  # the nested one holds a plain one
+        pytest.param("views", marks=SLOW),
+        pytest.param("one source", marks=SLOW),
+        "nested",
+    ],
 )
 def test_batches_are_those_that_are_read(kind, monkeypatch):
     monkeypatch.setattr(mixed, "_DRAWS", 60)  # five batches a span

@@ -72,7 +72,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_large_logits_are_computed_in_slices_with_the_same_loss_and_gradient(accumulate):
     source, optimizer = packed(100, 24, 13), optax.sgd(1.0)
     settings = {"optimizer": optimizer, "eval_source": source, "accumulate": accumulate}

@@ -30,7 +30,7 @@ def alone(docs, length=8):
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_packed_documents_have_the_loss_and_the_gradient_of_each_alone(weighted):
     docs = documents()
     if not weighted:
