@@ -1,5 +1,6 @@
 """One column whose rows are read by their number, from mapped Arrow files or memory."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -121,7 +122,33 @@ class ObjectReader(ColumnReader):
         return {}
 
 
-class TextReader(ObjectReader):
+class SpanReader(ObjectReader):
+    """Rows of many lengths, none of which is None, that lie somewhere in one span of memory.
+
+    Args:
+        column: The host column.
+        pieces: Where each row begins and ends, and the memory in which they lie.
+        dtype: The dtype of an item.
+    """
+
+    def __init__(self, column: HostColumn, pieces: tuple[Scattered, np.ndarray], dtype: np.dtype):
+        super().__init__(column)
+        self._bounds, origins = pieces
+        low = int(origins[:, 0].min())
+        self._origins = (origins[:, 0] - low) // dtype.itemsize
+        span = memory_between(low, int(origins.sum(axis=1).max()), 1)
+        size = len(span) // dtype.itemsize * dtype.itemsize
+        self._memory = span[:size].view(dtype)
+
+    def _spans(self, rows: Rows) -> Iterator[tuple[int, int]]:
+        """Returns where rows begin and end, in items of the memory."""
+        assert rows.positions is not None
+        within = self._bounds.take(rows.positions).astype(np.int64)
+        within += self._origins[self._bounds.piece(rows.positions)][:, None]
+        return zip(within[:, 0].tolist(), within[:, 1].tolist(), strict=True)
+
+
+class TextReader(SpanReader):
     """Text or bytes, none of which is None.
 
     Args:
@@ -130,27 +157,22 @@ class TextReader(ObjectReader):
     """
 
     def __init__(self, column: HostColumn, pieces: tuple[Scattered, np.ndarray]):
-        super().__init__(column)
-        self._bounds, origins = pieces
-        self._low = int(origins[:, 0].min())
-        self._origins = origins[:, 0] - self._low
-        span: Any = memory_between(self._low, int(origins.sum(axis=1).max()), 1).view(np.uint8)
-        self._memory = memoryview(span)
+        super().__init__(column, pieces, np.dtype(np.uint8))
         self._is_text = is_text(self._values.type)
 
     def read(self, rows: Rows, out: np.ndarray) -> Damage:
-        memory, found = self._memory, zip(*_bounds(self._bounds, self._origins, rows), strict=True)
+        memory: Any = memoryview(self._memory.data)
         try:
             if self._is_text:
-                out[:] = [str(memory[start:stop], "utf-8") for start, stop in found]
+                out[:] = [str(memory[start:stop], "utf-8") for start, stop in self._spans(rows)]
             else:
-                out[:] = [bytes(memory[start:stop]) for start, stop in found]
+                out[:] = [bytes(memory[start:stop]) for start, stop in self._spans(rows)]
         except UnicodeDecodeError:
             return super().read(rows, out)  # it names the row
         return {}
 
 
-class RaggedReader(ObjectReader):
+class RaggedReader(SpanReader):
     """Lists of numbers of many lengths, none of which is None or holds None.
 
     Args:
@@ -159,29 +181,14 @@ class RaggedReader(ObjectReader):
     """
 
     def __init__(self, column: HostColumn, pieces: tuple[Scattered, np.ndarray]):
-        super().__init__(column)
-        self._bounds, origins = pieces
-        item = leaf_type(self._values.type)
-        self._dtype = np.dtype(item.to_pandas_dtype())
-        low = int(origins[:, 0].min())
-        self._origins = (origins[:, 0] - low) // self._dtype.itemsize
-        span = memory_between(low, int(origins.sum(axis=1).max()), 1)
-        size = len(span) // self._dtype.itemsize * self._dtype.itemsize
-        self._memory = span[:size].view(self._dtype)
+        values: Any = column.cells
+        item = leaf_type(values.column.type)
+        super().__init__(column, pieces, np.dtype(item.to_pandas_dtype()))
 
     def read(self, rows: Rows, out: np.ndarray) -> Damage:
-        found = zip(*_bounds(self._bounds, self._origins, rows), strict=True)
-        for row, (start, stop) in enumerate(found):
+        for row, (start, stop) in enumerate(self._spans(rows)):
             out[row] = self._memory[start:stop].copy()
         return {}
-
-
-def _bounds(bounds: Scattered, origins: np.ndarray, rows: Rows) -> tuple[list[int], list[int]]:
-    """Returns where rows begin and end, counted from the first address."""
-    assert rows.positions is not None
-    within = bounds.take(rows.positions).astype(np.int64)
-    within += origins[bounds.piece(rows.positions)][:, None]
-    return within[:, 0].tolist(), within[:, 1].tolist()
 
 
 def _number_pieces(column: pa.ChunkedArray, shape: tuple[int, ...]) -> list[np.ndarray] | None:

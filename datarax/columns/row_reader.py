@@ -1,5 +1,6 @@
 """The rows of a dataset, read by their number from mapped Arrow files, on several threads."""
 
+import functools
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
@@ -51,7 +52,9 @@ class RowReader:
         on_bad_rows: Literal["raise", "skip"] = "raise",
         num_threads: int | None = None,
     ):
-        self._made_of = dataset, features, on_bad_rows, num_threads
+        self._made_of = functools.partial(
+            *(RowReader, dataset, features), on_bad_rows=on_bad_rows, num_threads=num_threads
+        )
         self._skips = on_bad_rows == "skip"
         self._threads = num_threads or cores()
         self._pool: ThreadPoolExecutor | None = None
@@ -165,8 +168,7 @@ class RowReader:
         return damage
 
     def __reduce__(self):
-        dataset, features, on_bad_rows, num_threads = self._made_of
-        return _remade, (dataset, features, on_bad_rows, num_threads)
+        return self._made_of, ()  # its files lie elsewhere in another process's memory
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RowReader":
         return self  # what it holds is never written to
@@ -186,7 +188,3 @@ def _addresses(column: Column, reader: ColumnReader) -> Iterator[int]:
     chunks: Any = column.values.chunks
     for chunk in chunks:
         yield from (buffer.address for buffer in chunk.buffers() if buffer)
-
-
-def _remade(dataset: Any, features: Any, on_bad_rows: Any, num_threads: Any) -> RowReader:
-    return RowReader(dataset, features, on_bad_rows=on_bad_rows, num_threads=num_threads)

@@ -1,7 +1,6 @@
 """A pipeline: a source, the stages its batches go through, and a batch size."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -84,7 +83,7 @@ class Pipeline(nnx.Module):
         self.stages = stages if isinstance(stages, Graph) else Graph.chain(stages)
         self.batch_size = batch_size
         self.drop_remainder = drop_remainder
-        self.key = nnx.Variable(_first_key(source.seed) if rngs is None else rngs())
+        self.key = nnx.Variable(_first_key(np.uint32(source.seed)) if rngs is None else rngs())
 
     @classmethod
     def from_dag(
@@ -260,7 +259,7 @@ class Pipeline(nnx.Module):
         )
 
 
-@functools.partial(jax.jit, static_argnums=0)  # one program instead of eight
-def _first_key(seed: int) -> jax.Array:
-    """Returns the first key of `nnx.Rngs(seed)`."""
-    return nnx.Rngs(seed)()
+@jax.jit  # one program for all seeds; operation by operation it is eight
+def _first_key(seed: Any) -> jax.Array:
+    """Returns the first key of `nnx.Rngs(seed)`, of a seed below 2**32."""
+    return nnx.Rngs(jax.random.key(seed))()

@@ -53,7 +53,8 @@ class Evaluator:
 
             def traced() -> Loop:
                 model = definition, params, rest
-                logits = measured(objective, model, batches.spec, rows, gradient=False)
+                given = objective, model, batches.spec, rows
+                logits = measured(*given, gradient=False, if_large=True)
                 count = 1 if logits is None else logits.slices
                 step = evaluation_step(definition, objective, batches.rows, layout.slices, count)
                 return Loop(step, start, data, shardings=layout.shardings(start))

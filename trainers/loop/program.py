@@ -17,7 +17,7 @@ from trainers.devices.variables import concrete, without_value
 from trainers.loop.plan import Plan
 from trainers.step.average import begun, of, replaced
 from trainers.step.compiled import Loop
-from trainers.step.logits import Logits, may_be_large, measured
+from trainers.step.logits import Logits, measured
 from trainers.step.model import split
 from trainers.step.optimizer import rate_of
 from trainers.step.spike import Trend
@@ -115,12 +115,9 @@ def logits(plan: Plan, *, if_large: bool = False) -> Logits | None:
     """
     model = split(plan.model, plan.update.wrt, training=True)
     rows = plan.batches.batch_size // plan.layout.parts // plan.update.accumulate
-    if not plan.objective.by_token:
-        return None
-    if if_large and not may_be_large(model[1:], plan.batches.spec, rows):
-        return None
+    given = plan.objective, model, plan.batches.spec, rows
     with plan.layout.traced():
-        return measured(plan.objective, model, plan.batches.spec, rows, gradient=True)
+        return measured(*given, gradient=True, if_large=if_large)
 
 
 def evaluated(plan: Plan, state: State) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -40,7 +40,7 @@ class Logits:
         return f"{whole} for {self.rows} rows, {part} at once: computed in {self.slices} slices"
 
 
-def may_be_large(params: Any, spec: dict[str, Any], rows: int) -> bool:
+def _may_be_large(params: Any, spec: dict[str, Any], rows: int) -> bool:
     """Returns whether the logits of `rows` rows can take more than `LARGEST`.
 
     They are as wide as some parameter, and a row has at most as many tokens as its longest column:
@@ -58,8 +58,11 @@ def measured(
     rows: int,
     *,
     gradient: bool,
+    if_large: bool = False,
 ) -> Logits | None:
     """Returns what the logits take, None where the loss is of no language model.
+
+    With `if_large` it is None for small logits, too, of which there is nothing to decide.
 
     Rows are computed in slices where their logits take more than `LARGEST` and than the gradient
     that is held twice then, and where slices give what the whole gives, but for rounding: the model
@@ -72,8 +75,11 @@ def measured(
         spec: Shape and dtype of one record of each column.
         rows: Number of rows that a device computes together.
         gradient: Whether there is a gradient, which slices hold twice.
+        if_large: Whether small logits do not matter.
     """
     if not objective.by_token:
+        return None
+    if if_large and not _may_be_large(model[1:], spec, rows):
         return None
     definition, params, rest = model
     batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((rows, *s.shape), s.dtype), spec)

@@ -13,7 +13,7 @@ from trainers.devices.layout import outside_mesh
 from trainers.loop.plan import Plan
 from trainers.report.result import Result
 from trainers.run import Status
-from trainers.step.average import replaced
+from trainers.step.average import averaged
 from trainers.step.optimizer import plain
 from trainers.sweeps import program
 from trainers.sweeps.result import SweepResult, best_of
@@ -127,14 +127,11 @@ def _ended(
         state = program.member(run.state, i)
         params, rest, average = plan.layout.unplaced((state.params, state.rest, state.ema))
         nnx.update(plan.model, params, rest)
-        averaged = None
-        if average is not None:
-            definition, params, rest = nnx.split(plan.model, plan.update.wrt, ...)
-            averaged = nnx.merge(definition, *replaced(average, params, rest), copy=True)
+        ema = averaged(plan.model, average, plan.update.wrt)
         history = _history(run, i)
         metrics = {k: v for row in history for k, v in row.items() if "/" in k}
         own: Status = status if i in alive else "diverged"
-        results.append(Result(steps[i], plan.model, averaged, metrics, history, None, own))
+        results.append(Result(steps[i], plan.model, ema, metrics, history, None, own))
     metric = checkpoint.best or _metric(plans[0])
     best = best_of(results, metric)
     run.page.write(best, closed=True)

@@ -152,17 +152,16 @@ class HFIndexedSource(HFByNumber, IndexedSourceBase):
 def _load(split: LoadedSplit, config: HFIndexedConfig) -> _Loaded:
     dataset = split.dataset
     assert isinstance(dataset, datasets.Dataset)  # it was loaded with streaming=False
-    features = chosen_features(dataset, config.include_keys, config.exclude_keys)
+    stored = features = chosen_features(dataset, config.include_keys, config.exclude_keys)
     options: dict[str, Any] = {
         "on_bad_rows": config.on_bad_rows,
         "num_threads": config.num_threads,
     }
     if config.transform is None:
-        rows = RowReader(dataset, features, **options)
+        rows = RowReader(dataset, stored, **options)
     else:
-        options |= {"include": features, "timeout": config.timeout}
+        options |= {"include": stored, "timeout": config.timeout}
         rows = TransformedRows(dataset, config.transform, **options)
         features = rows.features
-    stored = chosen_features(dataset, config.include_keys, config.exclude_keys)
     fingerprint = fingerprint_dataset(dataset, stored, rows.trim)
     return _Loaded(split, rows, len(dataset), features, fingerprint)
