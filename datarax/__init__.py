@@ -4,7 +4,6 @@ The one idea: batch `t` is a pure function of (data, seed, `t`).
 """
 
 from datarax.columns.host import HostColumn
-from datarax.module import DataraxModule, DataraxModuleConfig
 from datarax.order.permutation import index_shuffle
 from datarax.pipeline.pipeline import Pipeline
 from datarax.pipeline.prefetch import prefetch_to_device
@@ -27,6 +26,7 @@ from datarax.sources import (
     as_grain,
 )
 from datarax.sources.hf_source import from_hf
+from datarax.sources.module import DataraxModule, DataraxModuleConfig
 
 __version__ = "0.1.0"
 

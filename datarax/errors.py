@@ -12,6 +12,14 @@ def expect_between(name: str, value, low: int, high: int) -> None:
         raise ValueError(f"{name}={value}: expected an integer from {low} to {high}.")
 
 
+def expect_dict(state: object) -> None:
+    """Raises `TypeError` unless `state` is a dict."""
+    if not isinstance(state, dict):
+        raise TypeError(
+            f"The state is a {type(state).__name__}: expected the dict that get_state() returned."
+        )
+
+
 def listed(names: Iterable[object]) -> str:
     """Returns names for a message: quoted, in order, separated by commas."""
     return ", ".join(repr(name) for name in names)

@@ -1,9 +1,9 @@
 """Trainers: ready-made training loops over `datarax` sources."""
 
 from datarax import __version__ as __version__
-from trainers.arguments import Checkpoints
 from trainers.callbacks import every
 from trainers.devices.distributed import initialize
+from trainers.loop.arguments import Checkpoints
 from trainers.report.result import Result
 from trainers.sweeps.result import SweepResult
 from trainers.sweeps.sweep import sweep

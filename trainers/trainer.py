@@ -12,7 +12,6 @@ from clu import metrics as clu
 from flax import nnx
 from jax.sharding import Mesh
 
-from trainers.arguments import Checkpoints, checked, integer, optional_integer
 from trainers.callbacks import Callback
 from trainers.data.adapt import as_batches, as_pipeline
 from trainers.data.skipped import numbers_of
@@ -21,10 +20,11 @@ from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout, outside_mesh
 from trainers.devices.placement import Rule
 from trainers.fit import Fit
+from trainers.loop.arguments import Checkpoints, checked, integer, optional_integer
 from trainers.loop.ended import Ended
 from trainers.loop.inference import Inference, Model, dealt, identity
 from trainers.loop.plan import Plan, end_of, variables
-from trainers.preflight import Preflight, preflight
+from trainers.report.preflight import Preflight, preflight
 from trainers.report.result import Result
 from trainers.step.average import Average, averaged, of, replaced
 from trainers.step.model import expect_trainable, say_modes, split

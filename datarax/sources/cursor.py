@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
-from datarax.module import register_host_state
 from datarax.sources.memory import columns_of
+from datarax.sources.module import register_host_state
 
 
 class IterablePosition(NamedTuple):

@@ -22,9 +22,9 @@ from datarax.columns.rows import (
     without_host,
 )
 from datarax.errors import expect_between
-from datarax.module import DataraxModuleConfig
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.closed_over import note_closed_over
+from datarax.sources.module import DataraxModuleConfig
 from datarax.sources.placement import Placements, to_default_device
 from datarax.sources.random_access import RandomAccessSource
 

@@ -13,10 +13,10 @@ from datarax.columns.fingerprint import fingerprint_rows
 from datarax.columns.host import HostColumn, is_host
 from datarax.columns.rows import ReadRows, each_row, joined, on_device
 from datarax.errors import expect_between
-from datarax.module import DataraxModuleConfig
 from datarax.order.epochs import key_seed
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.memory import columns_of
+from datarax.sources.module import DataraxModuleConfig
 from datarax.sources.random_access import RandomAccessSource
 from datarax.sources.row_spec import RowSpec
 from datarax.stream.block import Block

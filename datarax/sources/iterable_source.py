@@ -11,8 +11,7 @@ from flax import nnx
 from datarax.columns.fingerprint import fingerprint_arrays
 from datarax.columns.host import HostColumn, is_host
 from datarax.columns.rows import each_row, on_device
-from datarax.errors import expect_between
-from datarax.module import expect_dict
+from datarax.errors import expect_between, expect_dict
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.cursor import Cursor, IterablePosition, record_columns
 from datarax.sources.row_spec import RowSpec

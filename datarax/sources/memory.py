@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 
 from datarax.columns.host import HostColumn, object_array
-from datarax.module import expect_config
 from datarax.sources.eager import EagerSourceBase
+from datarax.sources.module import expect_config
 from datarax.sources.source import SourceConfigBase
 
 

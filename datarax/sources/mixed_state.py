@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from datarax.errors import expect_between
-from datarax.module import expect_dict, register_host_state
+from datarax.errors import expect_between, expect_dict
 from datarax.order.draws import MixtureDraws, Stages, Stop
+from datarax.sources.module import register_host_state
 from datarax.sources.source import Source
 
 STATE_VERSION = 3

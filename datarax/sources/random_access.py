@@ -9,11 +9,11 @@ from flax import nnx
 
 from datarax.columns.host import is_traced
 from datarax.columns.rows import each_row
-from datarax.errors import expect_between
-from datarax.module import DataraxModuleConfig, expect_dict
+from datarax.errors import expect_between, expect_dict
 from datarax.order.epochs import key_seed
 from datarax.order.order import Order
 from datarax.order.permutation import MAX_RECORDS
+from datarax.sources.module import DataraxModuleConfig
 from datarax.sources.viewable import Viewable
 
 STATE_VERSION = 1

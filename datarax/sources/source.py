@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from datarax.columns.host import HostColumn
-from datarax.module import DataraxModule, DataraxModuleConfig
+from datarax.sources.module import DataraxModule, DataraxModuleConfig
 from datarax.stream.block import Block
 
 

@@ -10,9 +10,9 @@ from flax import nnx
 
 from datarax.columns.host import HostColumn
 from datarax.errors import expect_between
-from datarax.module import Counts, DataraxModuleConfig, register_host_state
 from datarax.order.permutation import MAX_RECORDS
 from datarax.order.windows import ShuffleOrder
+from datarax.sources.module import Counts, DataraxModuleConfig, register_host_state
 from datarax.sources.source import Source
 from datarax.stream.block import Block, read_block
 from datarax.stream.decoder import Decoder

@@ -9,9 +9,9 @@ from flax import nnx
 
 from datarax.columns.rows import on_device
 from datarax.errors import expect_between
-from datarax.module import DataraxModuleConfig
 from datarax.order.permutation import MAX_RECORDS
 from datarax.order.windows import ShuffleOrder
+from datarax.sources.module import DataraxModuleConfig
 from datarax.sources.stream_state import PositionedStreams
 from datarax.stream.decoder import length_of, nested
 from datarax.stream.open_shard import ReadPolicy

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from datarax.errors import expect_between, listed
-from datarax.module import expect_dict
+from datarax.errors import expect_between, expect_dict, listed
 from datarax.order.permutation import MAX_RECORDS
 from datarax.order.windows import ShuffleOrder
 from datarax.stream.shards import READ_ROWS, DatasetShards, Shards

@@ -13,7 +13,6 @@ from etils import epath
 from flax import nnx
 
 from datarax import Pipeline
-from trainers.arguments import Checkpoints, expect_one_end, integer
 from trainers.callbacks import Callback, every
 from trainers.data.batches import Batches
 from trainers.devices import memory
@@ -21,6 +20,7 @@ from trainers.devices.arrays import without_keys
 from trainers.devices.checksum import checksums
 from trainers.devices.layout import Layout
 from trainers.devices.variables import concrete, named
+from trainers.loop.arguments import Checkpoints, expect_one_end, integer
 from trainers.loop.evaluation import Evaluator
 from trainers.step.objective import Objective
 from trainers.step.optimizer import described

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from datarax.errors import closest, listed
-from trainers.arguments import integer
+from trainers.loop.arguments import integer
 
 Settings = dict[str, Any]
 """What a member is given: numbers by name, such as `{"learning_rate": 1e-3, "seed": 0}`."""

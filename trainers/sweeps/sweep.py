@@ -8,8 +8,8 @@ from typing import Any
 import optax
 from flax import nnx
 
-from trainers.arguments import Checkpoints
 from trainers.devices.layout import outside_mesh
+from trainers.loop.arguments import Checkpoints
 from trainers.loop.plan import Plan
 from trainers.report.result import Result
 from trainers.run import Status

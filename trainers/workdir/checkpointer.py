@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from datarax.errors import closest, listed
-from trainers.arguments import Checkpoints
 from trainers.devices import agreement
 from trainers.devices.arrays import without_keys
 from trainers.devices.checksum import checksums
+from trainers.loop.arguments import Checkpoints
 from trainers.loop.plan import Plan
 from trainers.run import Run
 from trainers.step import average

@@ -13,12 +13,12 @@ from flax import nnx
 from datarax.columns.fingerprint import fingerprint_dataset
 from datarax.columns.load import Columns, chosen_features, load_columns
 from datarax.columns.transformed import TransformedRows
-from datarax.module import expect_config
 from datarax.sources.eager import EagerSourceBase
 from datarax.sources.hf_source import split as splits
 from datarax.sources.hf_source.config import HFEagerConfig, HFStreamingConfig
 from datarax.sources.hf_source.split import HFByNumber, LoadedSplit, fields_of
 from datarax.sources.hf_source.streaming import HFStreamingSource
+from datarax.sources.module import expect_config
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

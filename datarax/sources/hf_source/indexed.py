@@ -13,11 +13,11 @@ from datarax.columns.load import chosen_features
 from datarax.columns.row_reader import RowReader
 from datarax.columns.rows import ReadRows, parted
 from datarax.columns.transformed import TransformedRows
-from datarax.module import expect_config
 from datarax.sources.hf_source import split as splits
 from datarax.sources.hf_source.config import HFIndexedConfig
 from datarax.sources.hf_source.split import HFByNumber, LoadedSplit, fields_of
 from datarax.sources.indexed import IndexedSourceBase
+from datarax.sources.module import expect_config
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

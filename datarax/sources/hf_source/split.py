@@ -11,8 +11,8 @@ from datarax.columns.transform import Transform, TransformFunction
 from datarax.errors import listed
 from datarax.hub.load import load_split
 from datarax.hub.network import patiently
-from datarax.module import expect_config
 from datarax.sources.hf_source.config import HFEagerConfig, HFIndexedConfig, HFStreamingConfig
+from datarax.sources.module import expect_config
 
 logger = getLogger("datarax.sources.hf_source")
 

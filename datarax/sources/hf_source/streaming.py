@@ -10,10 +10,10 @@ from flax import nnx
 
 from datarax.errors import chosen
 from datarax.hub.explained import explained
-from datarax.module import expect_config
 from datarax.sources.hf_source import split as splits
 from datarax.sources.hf_source.config import HFStreamingConfig
 from datarax.sources.hf_source.split import HFSource, LoadedSplit, fields_of
+from datarax.sources.module import expect_config
 from datarax.sources.streaming import StreamingSourceBase
 from datarax.stream.copies import column_names
 from datarax.stream.iterable import IterableShards

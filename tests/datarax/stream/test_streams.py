@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datarax import HFStreamingSource, Pipeline, StreamingSourceBase, prefetch_to_device
-from datarax.module import DataraxModuleConfig
+from datarax.sources.module import DataraxModuleConfig
 from datarax.stream.shards import TableShards
 from datarax.stream.state import merge_states
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax.errors import listed
+from datarax.errors import expect_dict, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,11 +284,3 @@ def _filled(own: Any, given: Any, label: str) -> Any:
             f"{sorted(map(str, own))}: restore it into the module it is of."
         )
     return {name: _filled(own[name], given[name], f"{label}[{name!r}]") for name in own}
-
-
-def expect_dict(state: Any) -> None:
-    """Raises `TypeError` unless `state` is a dict."""
-    if not isinstance(state, dict):
-        raise TypeError(
-            f"The state is a {type(state).__name__}: expected the dict that get_state() returned."
-        )
