@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from clu import metrics as clu
 
-from trainers.task import losses, metrics
+from trainers.task import default_metrics, losses
 from trainers.task.inputs import OWN_LOSS, shape_of
 
 Found = tuple[jax.Array, dict[str, jax.Array]]
@@ -65,7 +65,7 @@ class SingleLabel(Kind):
 
     def __init__(self, label: str, classes: datasets.ClassLabel | None, dtype: Any):
         name = f"softmax cross-entropy of {label}"
-        super().__init__(label, name, metrics.Classification, label)
+        super().__init__(label, name, default_metrics.Classification, label)
         of_dtype = 2 if jnp.issubdtype(dtype, jnp.bool_) else None
         self._count = of_dtype if classes is None else len(classes.names)
 
@@ -98,7 +98,7 @@ class MultiLabel(Kind):
     """
 
     def __init__(self, label: str, classes: datasets.ClassLabel):
-        super().__init__(label, f"sigmoid cross-entropy of {label}", metrics.MultiLabel)
+        super().__init__(label, f"sigmoid cross-entropy of {label}", default_metrics.MultiLabel)
         self._count = len(classes.names)
 
     def __call__(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Found:
@@ -127,7 +127,7 @@ class Regression(Kind):
     outputs = "predictions"
 
     def __init__(self, label: str):
-        super().__init__(label, f"squared error of {label}", metrics.Empty)
+        super().__init__(label, f"squared error of {label}", default_metrics.Empty)
 
     def __call__(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Found:
         """Returns the losses and what the metrics are given."""
@@ -159,7 +159,7 @@ class NextToken(Kind):
         by = [name for name in ("attention_mask", "weights", "segment_ids") if name in spec]
         name = "next-token cross-entropy of input_ids"
         name += f" weighted by {', '.join(by)}" if by else ""
-        super().__init__(None, name, metrics.Language, "input_ids")
+        super().__init__(None, name, default_metrics.Language, "input_ids")
 
     def __call__(self, outputs: jax.Array, batch: Mapping[str, jax.Array]) -> Found:
         """Returns the losses and what the metrics are given."""

@@ -9,8 +9,8 @@ from flax import nnx
 
 from datarax.errors import listed
 from trainers.step.objective import Objective
+from trainers.task.default_metrics import Found, expect_computable
 from trainers.task.inputs import Columns
-from trainers.task.metrics import Found, expect_computable
 from trainers.task.task import Task, infer, labels
 
 _CALL = 'predict(source, lambda model, batch: model(batch["x"]))'

@@ -12,7 +12,7 @@ from flax import nnx
 
 from datarax.errors import listed
 from trainers.step.objective import Objective
-from trainers.task import kinds, metrics
+from trainers.task import default_metrics, kinds
 from trainers.task.embedded import embedding, expect_embedded
 from trainers.task.inputs import OWN_LOSS, Columns, Inputs, shape_of
 from trainers.task.kinds import Kind
@@ -48,7 +48,7 @@ class Task:
         precision: Any,
     ):
         if chosen is not None:
-            metrics.expect_computable(chosen)
+            default_metrics.expect_computable(chosen)
         self.label = kind.label
         self.precision = precision
         self._kind, self._call, self._chosen = kind, call, chosen
@@ -65,7 +65,7 @@ class Task:
     def inferred(self) -> str:
         """What is inferred, in one line; what the model returns is known once it is traced."""
         told = [f"{self._inputs} -> {self._kind.outputs}{self._outputs}", self._kind.name]
-        told += [] if self._chosen else [*metrics.names(self._kind.metrics)]
+        told += [] if self._chosen else [*default_metrics.names(self._kind.metrics)]
         return "; ".join(told)
 
     def objective(self, columns: Columns, *, seed: int | None = None) -> Objective:

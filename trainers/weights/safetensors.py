@@ -2,6 +2,7 @@
 
 A file is the length of a header in 8 bytes, the header in JSON, and the tensors' bytes
 (https://github.com/huggingface/safetensors#format). A model of several files has an index of them.
+The library `safetensors` (0.8) opens local files only, and its NumPy side reads no 8-bit floats.
 """
 
 import dataclasses
