@@ -14,10 +14,11 @@ from tests.support.devices import trainer
 from tests.support.models import MLP, images, memory, points
 
 COLLECTIVE = re.compile("all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
-OFTEN = [(101, True, 1), (101, True, 8)]
+SLOW = pytest.mark.slow
+OFTEN = [(101, True, 1, 4), (101, True, 8, 8)]
 LAYOUTS = [
-    pytest.param(*layout, marks=[] if layout in OFTEN else pytest.mark.slow)
-    for layout in itertools.product((96, 101), (True, False), (1, 8))
+    pytest.param(*layout, marks=[] if layout in OFTEN else SLOW)
+    for layout in itertools.product((96, 101), (True, False), (1, 8), (2, 4, 8))
 ]
 
 
@@ -48,20 +49,21 @@ def epochs(trainer, count=2):
     return [{name: x.tobytes() for name, x in batch.items()} for batch in batches], seen
 
 
-@pytest.mark.parametrize(("n", "shuffle", "shards"), LAYOUTS)
-def test_batches_are_byte_identical_on_any_number_of_devices(n, shuffle, shards):
+@pytest.mark.parametrize(("n", "shuffle", "shards", "devices"), LAYOUTS)
+def test_batches_are_byte_identical_on_any_number_of_devices(n, shuffle, shards, devices):
     expected, seen = epochs(trainer(MLP(), 1, points_of(n, shuffle, shards)))
     for ids in seen:
         assert sorted(ids) == list(range(n))
     assert (seen[0].tolist() == seen[1].tolist()) == (not shuffle)
-    for devices in (2, 4, 8):
-        assert epochs(trainer(MLP(), devices, points_of(n, shuffle, shards)))[0] == expected
+    assert epochs(trainer(MLP(), devices, points_of(n, shuffle, shards)))[0] == expected
 
 
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=SLOW), 8])
 @pytest.mark.parametrize(
-    "name", ["fold", "balanced", pytest.param("weighted", marks=pytest.mark.slow)]
+    "name",
+    [pytest.param("fold", marks=SLOW), "balanced", pytest.param("weighted", marks=SLOW)],
 )
-def test_batches_of_a_view_are_the_same_on_any_number_of_devices(name):
+def test_batches_of_a_view_are_the_same_on_any_number_of_devices(name, devices):
     def made():
         source = memory(points(101), shuffle=True)
         view = {
@@ -72,28 +74,27 @@ def test_batches_of_a_view_are_the_same_on_any_number_of_devices(name):
         return Pipeline(source=view, stages=[noise], batch_size=16, shards=8)
 
     one, _ = epochs(trainer(MLP(), 1, made()))
-    for devices in (2, 8):
-        assert epochs(trainer(MLP(), devices, made()))[0] == one
+    assert epochs(trainer(MLP(), devices, made()))[0] == one
 
 
-def test_a_trainers_batches_are_those_that_its_pipeline_iterates():
-    for shards in (1, 8):
-        pipeline = points_of(101, True, shards)
-        one = trainer(MLP(), 8, pipeline)
-        iterated = [{k: np.asarray(v) for k, v in batch.items()} for batch in pipeline]
-        for t, batch in enumerate(iterated):
-            found = one.batch_at(t)
-            for name, column in batch.items():
-                np.testing.assert_array_equal(found[name], column)
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=SLOW), 8])
+def test_a_trainers_batches_are_those_that_its_pipeline_iterates(shards):
+    pipeline = points_of(101, True, shards)
+    one = trainer(MLP(), 8, pipeline)
+    iterated = [{k: np.asarray(v) for k, v in batch.items()} for batch in pipeline]
+    for t, batch in enumerate(iterated):
+        found = one.batch_at(t)
+        for name, column in batch.items():
+            np.testing.assert_array_equal(found[name], column)
 
 
 @pytest.mark.parametrize(
     ("make", "shards"),
     [
-        (functools.partial(points_of, 101, True), 1),
         (image_pipeline, 8),
-        pytest.param(functools.partial(points_of, 101, True), 8, marks=pytest.mark.slow),
-        pytest.param(image_pipeline, 1, marks=pytest.mark.slow),
+        pytest.param(functools.partial(points_of, 101, True), 1, marks=SLOW),
+        pytest.param(functools.partial(points_of, 101, True), 8, marks=SLOW),
+        pytest.param(image_pipeline, 1, marks=SLOW),
     ],
 )
 def test_forming_a_batch_takes_no_collective_and_the_data_is_an_argument(make, shards):
@@ -135,12 +136,12 @@ def test_without_shards_a_device_holds_each_row_once():
         assert source.data[name].unsafe_buffer_pointer() == pointers[0][first]
 
 
-def test_a_source_is_usable_beside_its_trainer_and_after():
+@pytest.mark.parametrize("shards", [1, pytest.param(8, marks=SLOW)])
+def test_a_source_is_usable_beside_its_trainer_and_after(shards):
     source = memory(points(101), shuffle=True)
     expected = np.asarray(source.get_batch_at(0, 5, jax.random.key(7))["x"])
-    for shards in (1, 8):
-        trainer(MLP(), 8, source, shards=shards, steps=2).fit()
-        np.testing.assert_array_equal(source.get_batch_at(0, 5, jax.random.key(7))["x"], expected)
+    trainer(MLP(), 8, source, shards=shards, steps=2).fit()
+    np.testing.assert_array_equal(source.get_batch_at(0, 5, jax.random.key(7))["x"], expected)
     assert isinstance(source, MemorySource)
     assert source.get_state() == memory(points(101), shuffle=True).get_state()
 

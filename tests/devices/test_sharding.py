@@ -1,5 +1,7 @@
 """Parameters and optimizer spread over devices: fully, by a function, by their own annotations."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -79,8 +81,8 @@ def specs(model):
 
 @pytest.fixture(scope="module")
 def replicated():
-    """The loss of each step of a run on one device, without and with shards."""
-    return {shards: losses(trainer(Wide(), 1, shards=shards).fit()) for shards in (1, 8)}
+    """The loss of each step of a run on one device, by the number of shards."""
+    return functools.cache(lambda shards: losses(trainer(Wide(), 1, shards=shards).fit()))
 
 
 # --- fully sharded -------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ def test_a_device_holds_its_share_of_parameters_and_optimizer(caplog):
 )
 def test_its_loss_follows_the_replicated_run_s(replicated, where, arguments):
     result = trainer(Wide(), grid(*where), sharding="fsdp", **arguments).fit()
-    np.testing.assert_allclose(losses(result), replicated[arguments.get("shards", 1)], rtol=1e-6)
+    np.testing.assert_allclose(losses(result), replicated(arguments.get("shards", 1)), rtol=1e-6)
     (axis,) = specs(result.model)["hidden.bias"]
     assert axis == {"fsdp": "fsdp", "tensor": "rows"}.get(where[1][-1], where[1][-1])
 
@@ -201,7 +203,7 @@ def _by_name(path, shape):
 def test_a_function_says_where_parameters_lie(replicated):
     where = grid((4, 2), ("data", "tensor"))
     result = trainer(Wide(), where, sharding=_by_name, shards=8).fit()
-    np.testing.assert_allclose(losses(result), replicated[8], rtol=1e-6)
+    np.testing.assert_allclose(losses(result), replicated(8), rtol=1e-6)
     found = specs(result.model)
     assert found["hidden.kernel"] == PartitionSpec(None, "tensor")
     assert found["inner.kernel"] == PartitionSpec("tensor", None)
@@ -295,7 +297,7 @@ def test_a_mesh_of_make_mesh_will_do(replicated, types, shards):
     kind = getattr(jax.sharding.AxisType, types)
     where = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     result = trainer(Wide(), where, shards=shards).fit()
-    np.testing.assert_allclose(losses(result), replicated[shards], rtol=1e-5)
+    np.testing.assert_allclose(losses(result), replicated(shards), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -307,7 +309,7 @@ def test_any_devices_in_any_order_will_do(replicated, shards, sharding):
     source = memory(points(101), shuffle=True)
     _ = source.data  # which is on the first
     one = trainer(Wide(), where, source, shards=shards, sharding=sharding)
-    np.testing.assert_allclose(losses(one.fit()), replicated[shards], rtol=1e-5)
+    np.testing.assert_allclose(losses(one.fit()), replicated(shards), rtol=1e-5)
     assert one.predict(source, called).shape == (101, 3)
     assert one.evaluate(source)["loss"] > 0
 
@@ -343,7 +345,10 @@ def test_a_mesh_that_does_not_fit_is_refused(where, arguments, error, words):
         trainer(Wide(), where, **arguments)
 
 
-@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto])
+@pytest.mark.parametrize(
+    "kind",
+    [jax.sharding.AxisType.Explicit, pytest.param(jax.sharding.AxisType.Auto, marks=SLOW)],
+)
 def test_a_mesh_that_the_user_has_set_is_no_hindrance(kind):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,), devices=jax.devices()[:4])
     source = memory(points(24, seed=1))

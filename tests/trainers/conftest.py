@@ -4,6 +4,15 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from tests.support.processes import Group
+
+
+@pytest.fixture(scope="session")
+def two():
+    """Two processes of two devices each."""
+    with Group(2, 2) as group:
+        yield group
+
 
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):

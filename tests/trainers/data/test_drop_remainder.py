@@ -1,5 +1,7 @@
 """A Pipeline that leaves out a short last batch: the trainer's epochs are as short."""
 
+import itertools
+
 import datasets
 import jax
 import numpy as np
@@ -70,8 +72,16 @@ def test_the_batches_are_those_of_the_pipeline(make):
         np.testing.assert_array_equal(ours.batch_at(t)["x"], expected[t])
 
 
-@pytest.mark.parametrize("make", [eager, stream, table])
-@pytest.mark.parametrize("cut", [3, 6, 7, 13])
+OFTEN = [(eager, 6), (stream, 7), (table, 13)]
+
+
+@pytest.mark.parametrize(
+    ("make", "cut"),
+    [
+        pytest.param(*one, marks=[] if one in OFTEN else pytest.mark.slow)
+        for one in itertools.product((eager, stream, table), (3, 6, 7, 13))
+    ],
+)
 def test_a_stopped_run_goes_on_exactly(tmp_path, make, cut):
     options = {"steps": 20, "checkpoint": Checkpoints(every=5), "log_every": 4}
     whole = trainer(pipeline(make()), **options).fit()

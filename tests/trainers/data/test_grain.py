@@ -73,7 +73,10 @@ def test_a_stream_of_grain_has_its_order_and_every_record_counts():
     assert (result.step, result.history[-1]["rows_seen"]) == (14, 2 * N)
 
 
-@pytest.mark.parametrize("cut", [4, 7, 11])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("cut", [pytest.param(4, marks=SLOW), 7, pytest.param(11, marks=SLOW)])
 def test_a_stream_of_grain_resumes_exactly(cut, tmp_path):
     whole = trainer(stream()).fit()
     options = {"workdir": tmp_path, "checkpoint": Checkpoints(every=3)}

@@ -40,14 +40,13 @@ def equal(a, b):
     assert a.history == b.history
 
 
+@pytest.mark.slow  # so are, below, those of a dataset in memory and on disk
 def test_the_run_is_the_eager_one_bit_for_bit():
     equal(trainer("eager", steps=25).fit(), trainer("indexed", steps=25).fit())
 
 
-@pytest.mark.parametrize(
-    "kinds",
-    [("eager", "indexed"), pytest.param(("indexed", "eager"), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [("eager", "indexed"), ("indexed", "eager")])
 def test_a_run_of_one_kind_goes_on_with_the_other(kinds, tmp_path):
     def resumed(first, second, workdir):
         trainer(first, steps=10, workdir=workdir).fit()
@@ -89,16 +88,31 @@ def logged(workdir):
     return [{name: value for name, value in row.items() if name != "time"} for row in found]
 
 
-@pytest.mark.parametrize("kinds", [("memory", "disk"), ("eager", "disk"), ("disk", "eager")])
-def test_a_run_on_a_dataset_is_the_eager_one_wherever_its_rows_lie(
-    rows, kinds, tmp_path, compiled_once
-):
-    def resumed(first, second, workdir):
-        rows(first, steps=10, workdir=workdir).fit()
-        return rows(second, steps=25, workdir=workdir).fit()
+def resumed(rows, first, second, workdir):
+    """Returns the result of a run that begins on one kind of source and goes on with another."""
+    rows(first, steps=10, workdir=workdir).fit()
+    return rows(second, steps=25, workdir=workdir).fit()
 
-    equal(resumed("eager", "eager", tmp_path / "eager"), resumed(*kinds, tmp_path / "both"))
-    assert logged(tmp_path / "eager") == logged(tmp_path / "both")
+
+@pytest.fixture(scope="module")
+def eagerly(rows, tmp_path_factory, compiled_once):
+    """A run on the eager source, resumed once, and its workdir."""
+    workdir = tmp_path_factory.mktemp("eagerly")
+    return resumed(rows, "eager", "eager", workdir), workdir
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("memory", "disk"),
+        ("eager", "disk"),
+        pytest.param(("disk", "eager"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_on_a_dataset_is_the_eager_one_wherever_its_rows_lie(rows, kinds, tmp_path, eagerly):
+    expected, workdir = eagerly
+    equal(expected, resumed(rows, *kinds, tmp_path))
+    assert logged(workdir) == logged(tmp_path)
 
 
 def test_evaluations_predictions_and_batches_are_the_eager_ones(rows):

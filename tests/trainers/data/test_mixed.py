@@ -46,10 +46,10 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param("plain", marks=SLOW),  # the nested one holds a plain one
+        "plain",
         pytest.param("views", marks=SLOW),
         pytest.param("one source", marks=SLOW),
-        "nested",
+        pytest.param("nested", marks=SLOW),
     ],
 )
 def test_batches_are_those_that_are_read(kind, monkeypatch):
@@ -99,6 +99,7 @@ def test_it_ends_is_evaluated_and_predicted_where_it_stops(monkeypatch):
     np.testing.assert_allclose(one.evaluate(made)["loss"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_records_that_fill_up_an_epochs_last_batch_do_not_count():
     made = mixture(stop="first")
     length = len(made)

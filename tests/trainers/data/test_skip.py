@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 N, SIZE = 50, 8  # seven steps an epoch
 KINDS = ["eager", "indexed", "sharded", "view"]
-OFTEN = ["eager", "sharded", *(pytest.param(one, marks=pytest.mark.slow) for one in KINDS[1::2])]
+OFTEN = ["eager", *(pytest.param(one, marks=pytest.mark.slow) for one in KINDS[1:])]
 
 
 def loss(model, batch):
@@ -75,6 +75,7 @@ def test_what_was_before_stays_and_the_records_have_no_influence(kind):
     assert_same(without.model, blind.model)
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_a_loss_which_weighs_the_records_by_zero():
     skip = trainer("view").records_at([1, 2])
 
@@ -119,6 +120,7 @@ def test_a_run_without_a_workdir_remembers_them_too(capsys):
     assert "Leaving out 8 records from step 0 on." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_goes_on_without_the_record(tmp_path):
     bad = trainer("view").records_at([7])[:1]
     options = {"data": spoilt(bad), "workdir": tmp_path}

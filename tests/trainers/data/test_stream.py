@@ -82,7 +82,10 @@ def test_the_callers_stream_does_not_move():
     assert source.get_state() == before
 
 
-@pytest.mark.parametrize("cut", [3, 7, 12])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("cut", [pytest.param(3, marks=SLOW), 7, pytest.param(12, marks=SLOW)])
 def test_a_stopped_run_goes_on_with_exactly_the_next_batch(tmp_path, cut):
     options = {"checkpoint": Checkpoints(every=100), "log_every": 4}
     whole = fit(stream(), **options)

@@ -17,13 +17,6 @@ def folder(tmp_path_factory):
     return streamworker.save(tmp_path_factory.mktemp("stream"))
 
 
-@pytest.fixture(scope="module")
-def two():
-    """Two processes of two devices each."""
-    with Group(2, 2) as group:
-        yield group
-
-
 def _assert_layout(found, expected):
     for name in ("batches", "ids", "epochs"):
         assert found[name] == expected[name], name
@@ -41,6 +34,7 @@ def test_two_processes_read_a_stream_as_one_does(two, folder):
     _assert_layout(one, expected)
 
 
+@pytest.mark.slow
 def test_a_stream_goes_from_two_processes_to_one_and_back(two, folder, tmp_path):
     expected = streamworker.diary(folder, shards=4).fit()
     workdir = str(tmp_path)

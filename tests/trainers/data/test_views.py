@@ -1,5 +1,7 @@
 """Training, evaluating and predicting on views: their records, resumed exactly."""
 
+import itertools
+
 import numpy as np
 import optax
 import pytest
@@ -26,8 +28,17 @@ def trainer(view, **arguments):
     return Trainer(MLP(), view, **arguments)
 
 
-@pytest.mark.parametrize("shards", [1, 4])
-@pytest.mark.parametrize("name", VIEWS)
+SLOW = pytest.mark.slow
+OFTEN = [("fold", 4), ("balanced", 1), ("weighted", 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shards"),
+    [
+        pytest.param(*one, marks=[] if one in OFTEN else SLOW)
+        for one in itertools.product(VIEWS, (1, 4))
+    ],
+)
 def test_batches_are_those_of_the_view(name, shards):
     view = VIEWS[name](memory(points(N), shuffle=True))
     one = trainer(view, shards=shards)
@@ -41,7 +52,10 @@ def test_batches_are_those_of_the_view(name, shards):
         assert abs(counts - np.arange(N) / np.arange(N).sum() * N).max() <= 1
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize(
+    "name",
+    ["balanced", pytest.param("fold", marks=SLOW), pytest.param("weighted", marks=SLOW)],
+)
 def test_a_run_on_a_view_resumes_exactly_and_refuses_another_view(name, tmp_path):
     def view():
         return VIEWS[name](memory(points(N), shuffle=True))

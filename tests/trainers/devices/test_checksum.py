@@ -11,10 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from trainers.devices.checksum import checksums
 
-DTYPES = [
-    *("bool", "int4", "uint4", "int8", "uint8", "int16", "int32", "uint32"),
-    *("float16", "bfloat16", "float32", "float8_e4m3fn", "complex64"),
-]
+OFTEN = ["bool", "int4", "uint16", "bfloat16", "float32", "complex64"]
+SELDOM = ["uint4", "int8", "uint8", "int16", "int32", "uint32", "float16", "float8_e4m3fn"]
+DTYPES = [*OFTEN, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in SELDOM)]
 
 
 def _bytes(dtype):

@@ -27,13 +27,6 @@ GRID = [(1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2)]
 
 
 @pytest.fixture(scope="module")
-def two():
-    """Two processes of two devices each."""
-    with Group(2, 2) as group:
-        yield group
-
-
-@pytest.fixture(scope="module")
 def whole(compiled_once):
     """The records of each step of an uninterrupted run, and its losses."""
     result = worker.diary().fit()
@@ -63,11 +56,12 @@ def _assert_layout(group, *arguments):
 # --- the same on all layouts ---------------------------------------------------------------------
 
 
-@pytest.mark.slow  # so do four
+@pytest.mark.slow  # so does, below, a run that goes from two to one and back
 def test_two_processes_do_what_one_does(two):
     _assert_layout(two, 101, 8, "fsdp", 20)
 
 
+@pytest.mark.slow  # so do two
 def test_four_processes_do_what_one_does(images):
     with Group(4) as group:
         _assert_layout(group, 101, 8, "replicate", 20)
@@ -123,7 +117,7 @@ def _assert_decoded(group, images):
 
 
 def test_a_process_decodes_only_the_rows_of_its_shards(two, images):
-    """So it is on one, on two and, above, on four processes."""
+    """So it is on one, on two and, above, on more processes."""
     alone = _decoded_alone(images)
     assert sorted(alone["seen"]) == list(range(101))
     assert (alone["decoded"], alone["held"]) == (101, 101)
@@ -247,12 +241,18 @@ DIFFERENT = {
 }
 
 
-def test_what_differs_is_named_on_every_process_before_step_0(two):
-    for what, name in DIFFERENT.items():
-        for reply in two.call(worker.disagree, what):
-            assert reply.error == "ValueError", (what, reply.traceback)
-            assert f"The processes disagree on {name}" in reply.message, what
-            assert "Start the same script with the same data on each." in reply.message
+OFTEN = {"data", "seed", "batch_size", "parameters", "loss", "callbacks"}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [pytest.param(what, marks=[] if what in OFTEN else pytest.mark.slow) for what in DIFFERENT],
+)
+def test_what_differs_is_named_on_every_process_before_step_0(two, what):
+    for reply in two.call(worker.disagree, what):
+        assert reply.error == "ValueError", reply.traceback
+        assert f"The processes disagree on {DIFFERENT[what]}" in reply.message
+        assert "Start the same script with the same data on each." in reply.message
 
 
 OTHER = {
@@ -266,12 +266,23 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("kind", ["evaluate", "predict"])
-def test_what_differs_in_an_evaluation_is_named_on_every_process(two, kind):
-    for what, words in OTHER.items():
-        for reply in two.call(worker.evaluate_other, kind, what):
-            assert reply.error is not None, (what, reply)
-            assert re.search(words, reply.message), (what, reply.traceback)
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("evaluate", "data"),
+        ("predict", "a stage"),
+        *(
+            pytest.param(kind, what, marks=pytest.mark.slow)
+            for kind in ("evaluate", "predict")
+            for what in OTHER
+            if (kind, what) not in (("evaluate", "data"), ("predict", "a stage"))
+        ),
+    ],
+)
+def test_what_differs_in_an_evaluation_is_named_on_every_process(two, kind, what):
+    for reply in two.call(worker.evaluate_other, kind, what):
+        assert reply.error is not None, reply
+        assert re.search(OTHER[what], reply.message), reply.traceback
 
 
 def test_a_callback_of_one_process_stops_all_or_fails_all(two):
