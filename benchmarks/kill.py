@@ -1,12 +1,12 @@
 """Kills a training run at random moments, again and again, and compares how it ends.
 
-    python -m benchmarks.kill [--kills 100] [--seed 0] [--data eager | indexed | stream | packed]
+    python -m benchmarks.kill [--kills 100] [--seed 0] [--data KIND]
 
 A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffled source, which is
-held in memory, read by number from mapped files, or streamed from files and read ahead, with a
-stage that draws random numbers, an average of the parameters, evaluation, callbacks and a
-checkpoint every few steps. It gets SIGKILL
-or SIGTERM: some while it starts and compiles, some at any moment of the training, some while a
+held in memory (`eager`), read by number from mapped files (`indexed`), or streamed from files and
+read ahead (`stream`; `transformed` with a transform that draws), with a stage that draws random
+numbers, an average of the parameters, evaluation, callbacks and a checkpoint every few steps. It
+gets SIGKILL or SIGTERM: some while it starts and compiles, some at any moment of the training, some while a
 checkpoint is being written. It is started again until it is finished, and then everything it leaves
 must be that of a run nobody disturbed, bit for bit: the variables, the optimizer's state, the
 history, the stream's position, and `metrics.jsonl` but for its times. With
@@ -70,6 +70,7 @@ def train(workdir: Path, steps: int, data: str) -> None:
         "eager": lambda: MemorySource(MemorySourceConfig(shuffle=True, seed=3), points(ROWS, 0)),
         "indexed": lambda: indexed(workdir.parent / "files"),
         "stream": lambda: streamed(workdir.parent / "files"),
+        "transformed": lambda: streamed(workdir.parent / "files", transform=noisy),
         "packed": packed,
     }
     model: nnx.Module = Model(nnx.Rngs(params=0, dropout=1))
@@ -122,14 +123,20 @@ def write_files(folder: Path) -> None:
         start = stop
 
 
-def streamed(folder: Path) -> Any:
+def noisy(record: dict[str, Any], rng: Any) -> dict[str, Any]:
+    """Adds noise to a record; another one in each epoch."""
+    return record | {"x": (record["x"] + 0.1 * rng.normal(size=16)).astype("float32")}
+
+
+def streamed(folder: Path, **fields: Any) -> Any:
     """Returns a shuffled stream of those files: a window is a third of an epoch."""
     import datasets
 
     from datarax import HFStreamingSource
 
     rows = datasets.load_dataset(str(folder), split="train", streaming=True)
-    return HFStreamingSource.from_dataset(rows, shuffle=True, seed=3, shuffle_buffer_size=300)
+    fields |= {"shuffle": True, "seed": 3, "shuffle_buffer_size": 300}
+    return HFStreamingSource.from_dataset(rows, **fields)
 
 
 def packed() -> Any:
@@ -287,7 +294,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=120, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
-    kinds = ["eager", "indexed", "stream", "packed"]
+    kinds = ["eager", "indexed", "stream", "transformed", "packed"]
     parser.add_argument("--data", choices=kinds, default="eager")
     parser.add_argument("--quick", action="store_true", help="two kills: only to try it")
     parser.add_argument("--keep", type=Path, help="a folder for the runs' workdirs")
@@ -298,7 +305,7 @@ def main() -> None:
 
     args.kills = 2 if args.quick else args.kills
     root = args.keep or Path(tempfile.mkdtemp(prefix="datarax-kill-"))
-    if args.data in ("indexed", "stream"):
+    if args.data in ("indexed", "stream", "transformed"):
         write_files(root / "files")
     begun, moments, different = time.time(), Moments(args.seed), []
     whole = root / "whole"

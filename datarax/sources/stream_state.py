@@ -9,19 +9,20 @@ import numpy as np
 from flax import nnx
 
 from datarax.columns.host import HostColumn
+from datarax.columns.transform import TransformFunction
 from datarax.errors import expect_between
 from datarax.order.permutation import MAX_RECORDS
 from datarax.order.windows import ShuffleOrder
 from datarax.sources.module import Counts, DataraxModuleConfig, register_host_state
 from datarax.sources.source import Source
 from datarax.stream.block import Block, read_block
-from datarax.stream.decoder import Decoder
 from datarax.stream.open_shard import ReadPolicy
 from datarax.stream.reader import first_rows
 from datarax.stream.schema import fingerprint
 from datarax.stream.shards import Shards, more_shards
 from datarax.stream.state import STATE_VERSION, merge_states, order_of
 from datarax.stream.streams import Position, Streams
+from datarax.stream.transformed import decoder_of
 
 
 class PositionedStreams(Source):
@@ -32,6 +33,8 @@ class PositionedStreams(Source):
         shards: The shards that are read.
         order: The order of the records.
         policy: When a failure to read is an error.
+        transform: What is applied to each record when it is handed out; None for nothing.
+        num_threads: Threads that decode and transform; None for one a core.
         revision: The version that the data was resolved to, such as a commit of the Hub.
         rngs: Random streams that the source keeps; they never decide the order.
         name: A name for messages.
@@ -47,13 +50,15 @@ class PositionedStreams(Source):
         order: ShuffleOrder,
         policy: ReadPolicy,
         *,
+        transform: TransformFunction | None = None,
+        num_threads: int | None = None,
         revision: str | None = None,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
     ):
         super().__init__(config, rngs=rngs, name=name)
         first, opened = first_rows(shards, policy, keep=not order.shuffle or shards.num_shards == 1)
-        decoder = Decoder(first.features, first.table)
+        decoder = decoder_of(first, transform, policy, num_threads)
         self.epoch = nnx.Variable(0)
         self.revision = revision
         self.fingerprint = fingerprint(shards, first)
@@ -77,7 +82,7 @@ class PositionedStreams(Source):
 
     @property
     def features(self) -> datasets.Features:
-        """The features of the columns that are read, by name."""
+        """The features of the columns, by name."""
         return self._streams.decoder.features
 
     def host_columns(self) -> tuple[HostColumn, ...]:

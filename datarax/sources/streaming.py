@@ -8,15 +8,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from datarax.columns.rows import on_device
+from datarax.columns.transform import TransformFunction
 from datarax.errors import expect_between
 from datarax.order.permutation import MAX_RECORDS
 from datarax.order.windows import ShuffleOrder
 from datarax.sources.module import DataraxModuleConfig
 from datarax.sources.stream_state import PositionedStreams
+from datarax.sources.transform_state import note_other_transform, state_with_transform
 from datarax.stream.decoder import length_of, nested
 from datarax.stream.open_shard import ReadPolicy
 from datarax.stream.shards import Shards
 from datarax.stream.state import merge_states as merge_states
+from datarax.stream.streams import Position
 from datarax.stream.window import joined
 
 _MORE = 1024  # rows a canonical stream, read at a time beyond the length that a card claims
@@ -38,7 +41,11 @@ class StreamingSourceBase(PositionedStreams):
         shuffle_buffer_size: How many rows are shuffled together; rows that are sorted stay
             clustered where it is small beside them.
         on_bad_rows: `"raise"` for an image or a shard that cannot be read, or `"skip"` it.
-        timeout: Seconds without a row after which reading is an error; None: no limit.
+        timeout: Seconds without a row after which reading is an error, and that the transform of a
+            record may take; None: no limit.
+        transform: A function `record -> record` or `(record, rng) -> record` that is applied to
+            each record when it is read; see `datarax.transforms`.
+        num_threads: Threads that decode and transform; None for one a core. They change no batch.
         revision: The version that the data was resolved to, such as a commit of the Hub.
         rngs: Random streams that the source keeps; they never decide the order.
         name: A name for messages.
@@ -66,6 +73,8 @@ class StreamingSourceBase(PositionedStreams):
         shuffle_buffer_size: int = 1000,
         on_bad_rows: Literal["raise", "skip"] = "raise",
         timeout: float | None = None,
+        transform: TransformFunction | None = None,
+        num_threads: int | None = None,
         revision: str | None = None,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
@@ -77,10 +86,24 @@ class StreamingSourceBase(PositionedStreams):
             shards,
             ShuffleOrder(bool(shuffle), int(seed), int(shuffle_buffer_size)),
             ReadPolicy(timeout, on_bad_rows),
+            transform=transform,
+            num_threads=num_threads,
             revision=revision,
             rngs=rngs,
             name=name,
         )
+        self._transform = nnx.static(transform)
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def state_at(self, position: Position) -> dict[str, Any]:
+        """Returns the state of the source when it stands at `position`; see `Source`."""
+        return state_with_transform(super().state_at(position), self._transform)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores a state; see `PositionedStreams`. Of another transform, it warns once."""
+        super().set_state(state)
+        note_other_transform(state, self._transform, self.label)
 
     # --- batches ---------------------------------------------------------------------------------
 

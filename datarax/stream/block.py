@@ -51,8 +51,7 @@ def read_block(streams: Streams, batches: int, size: int) -> Block:
     each = np.tile(np.arange(share, dtype=np.uint32), len(streams.numbers))
     ranks = np.zeros((batches, size), np.uint32)
     positions, skipped, filled = [streams.position()], 0, 0
-    specs = {spec.path: spec for spec in streams.decoder.specs}
-    out = {p: np.empty((batches * size, *spec.shape), spec.dtype) for p, spec in specs.items()}
+    out = streams.decoder.buffers(batches * size)
     try:
         for batch in range(batches):
             before = np.repeat(np.array([m.taken for m in positions[-1].marks], np.uint32), share)

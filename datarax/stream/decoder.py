@@ -1,10 +1,10 @@
 """Arrow rows of a stream become columns, by rules that its first rows decide."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import datasets
 import jax
@@ -16,33 +16,31 @@ from datarax.columns.host import object_array
 from datarax.columns.image_file import DamagedImage, converted, dimensions, open_image
 from datarax.columns.images import pictures
 from datarax.columns.labels import class_label, said_of, unnamed
-from datarax.columns.lists import fits, leaf_type
 from datarax.columns.nested import Path, at, nested
 from datarax.columns.objects import needs_decoding, python_rows
-from datarax.errors import listed
-from datarax.stream.schema import ColumnSpec, column_specs, joined
+from datarax.stream.faults import Fault, Faults, damage, extra, misfit, no_dict, unlike
+from datarax.stream.schema import ColumnSpec, FirstRows, joined
 from datarax.stream.timed import timed
 from datarax.stream.values import read_lists, read_numbers
 
 Part = dict[Path, np.ndarray]  # columns, in flat form
 
 
-class Fault(NamedTuple):
-    """What is wrong with a row.
+class Places(Protocol):
+    """Where the rows of a window come from, by their numbers as they were read."""
 
-    Args:
-        column: The column's name.
-        found: What the row holds, and what to do.
-        is_damage: Whether the row's image cannot be decoded: `on_bad_rows="skip"` leaves it out. A
-            row that does not fit its column is an error in any case.
-    """
+    @property
+    def seed(self) -> int:
+        """The seed of their epoch, `(seed + epoch) % 2**32`."""
+        ...
 
-    column: str
-    found: str
-    is_damage: bool = False
+    def records(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the numbers of records, the same in every epoch and on every process."""
+        ...
 
-
-Faults = dict[int, Fault]  # by the number of the row
+    def label(self, row: int) -> str:
+        """Names a row in an error."""
+        ...
 
 
 class Decoder:
@@ -52,18 +50,23 @@ class Decoder:
     that is not so is a `Fault`, never changed to fit.
 
     Args:
-        features: The features of the rows.
         first: The first rows, at least one.
+        specs: What the columns are.
+        num_threads: How many threads decode images; None for one a core.
 
     Attributes:
         seconds: How long making columns took so far.
+        stored: The features of the rows.
     """
 
-    def __init__(self, features: datasets.Features, first: pa.Table):
+    def __init__(
+        self, first: FirstRows, specs: Sequence[ColumnSpec], num_threads: int | None = None
+    ):
         self.seconds = 0.0
-        self._first = first.take([0])  # a copy, which does not keep the others
-        self.features = features
-        self.specs = column_specs(features, first)
+        self.stored = first.features
+        self._first = first.table.take([0])  # a copy, which does not keep the others
+        self._threads = num_threads or cores()
+        self.specs = specs
         self.lazy = [spec for spec in self.specs if not spec.is_number]
         self.lazy_names = sorted({spec.path[0] for spec in self.lazy})
         self._numbers = [spec for spec in self.specs if spec.is_number]
@@ -72,6 +75,20 @@ class Decoder:
         ]
         paths = {spec.path[:n]: None for spec in self.specs for n in range(1, len(spec.path))}
         self._dicts = list(paths)  # nested columns, none of whose first rows is None
+
+    @property
+    def features(self) -> datasets.Features:
+        """The features of the columns."""
+        return self.stored
+
+    @property
+    def kept_names(self) -> list[str]:
+        """The columns that a window keeps as they are stored, until its rows are handed out."""
+        return self.lazy_names
+
+    def buffers(self, rows: int) -> Part:
+        """Returns arrays of shape `(rows, ...)` to write records to."""
+        return {spec.path: np.empty((rows, *spec.shape), spec.dtype) for spec in self.specs}
 
     def spec(self) -> dict[str, Any]:
         """Returns shape and dtype of one record: nested dict of `jax.ShapeDtypeStruct`."""
@@ -86,10 +103,14 @@ class Decoder:
     @cached_property
     def first_record(self) -> Part:
         """The first record, of arrays of shape `(1, ...)`."""
-        return self.numbers(self._first)[0] | self.rest(self._first)[0]
+        return self.numbers(self._first)[0] | self._rest(self._first)[0]
+
+    def numbers(self, table: pa.Table) -> tuple[Part, Faults]:
+        """Returns the columns that are made as soon as a table is read; see `stored_numbers`."""
+        return self.stored_numbers(table)
 
     @timed
-    def numbers(self, table: pa.Table) -> tuple[Part, Faults]:
+    def stored_numbers(self, table: pa.Table) -> tuple[Part, Faults]:
         """Returns all arrays of numbers of a table.
 
         Args:
@@ -98,48 +119,58 @@ class Decoder:
         Returns:
             Arrays of shape `(n, ...)`, and the rows that do not fit, which are 0 there.
         """
-        columns, faults = {}, {}
-        extra = [name for name in table.column_names if name not in self.features]
-        if extra:
-            faults = dict.fromkeys(range(len(table)), _extra(extra[0], self.features))
+        columns, faults = {}, self.unknown(table)
         table = self.with_all_columns(table)
         for spec in self._numbers:
             values = spec.of(table)
             columns[spec.path], bad = read_numbers(values, spec.shape, spec.dtype)
-            faults |= {row: _unlike(spec, values, row) for row in bad.tolist()}
+            faults |= {row: unlike(spec, values, row) for row in bad.tolist()}
         for spec, names in self._labels:
             for row, label in unnamed(names, spec.of(table)).items():
                 faults.setdefault(row, Fault(spec.name, said_of(names, label, spec.path[0])))
         for path in self._dicts:
             values = at(table, path)
             if values.null_count:
-                fault = _no_dict(path)
+                fault = no_dict(path)
                 faults |= dict.fromkeys(np.flatnonzero(nulls(joined(values))).tolist(), fault)
         return columns, faults
+
+    def unknown(self, table: pa.Table) -> Faults:
+        """Returns all rows of a table that has a column which the first rows lack."""
+        names = [name for name in table.column_names if name not in self.stored]
+        return dict.fromkeys(range(len(table)), extra(names[0], self.stored)) if names else {}
 
     def with_all_columns(self, table: pa.Table) -> pa.Table:
         """Returns a table with each of the columns; all rows of one that it lacks are None."""
         known = set(table.column_names)  # a list made anew, whenever it is asked for
-        for name in self.features:
+        for name in self.stored:
             if name not in known:
                 table = table.append_column(name, pa.nulls(len(table)))
         return table
 
     @timed
-    def rest(self, table: pa.Table) -> tuple[Part, Faults]:
-        """Returns images and host columns of a table, images decoded on all cores.
+    def rest(self, table: pa.Table, rows: np.ndarray, places: Places) -> tuple[Part, Faults]:
+        """Returns the other columns: images, decoded on several threads, and host columns.
+
+        Args:
+            table: `n` rows of the columns that a window keeps.
+            rows: Their numbers as they were read, of shape `(n,)`.
+            places: Where they come from.
 
         Returns:
             Arrays of shape `(n, ...)`, object arrays of shape `(n,)`; and the rows that do not fit
             or whose image is damaged, which hold nothing meaningful there.
         """
+        return self._rest(table)
+
+    def _rest(self, table: pa.Table) -> tuple[Part, Faults]:
         columns, faults = {}, {}
         for spec in self.lazy:
             values = spec.of(table)
             if spec.mode is not None:
-                columns[spec.path], found = _pixels(spec, spec.mode, values)
+                columns[spec.path], found = _pixels(spec, spec.mode, values, self._threads)
             elif isinstance(spec.feature, datasets.Image) and spec.feature.decode:
-                columns[spec.path], found = _images(spec, values)
+                columns[spec.path], found = _images(spec, values, self._threads)
             else:
                 columns[spec.path], found = _objects(spec, values)
             faults |= found
@@ -154,7 +185,7 @@ def _objects(spec: ColumnSpec, values: pa.Array) -> tuple[np.ndarray, Faults]:
     assert host is not None  # the one column that is no array and no image
     if host.items is not None:
         rows, bad = read_lists(values, host.items, host.dtype)
-        return object_array(rows), {row: _unlike(spec, values, row) for row in bad.tolist()}
+        return object_array(rows), {row: unlike(spec, values, row) for row in bad.tolist()}
     convert = host.convert
     if values.type != host.stored and not needs_decoding(spec.feature):
         column = Column(spec.path, spec.feature, pa.chunked_array([values]), Rows(len(values)))
@@ -173,7 +204,7 @@ def _objects(spec: ColumnSpec, values: pa.Array) -> tuple[np.ndarray, Faults]:
     return rows, faults
 
 
-def _opened(spec: ColumnSpec, values: pa.Array, finish: Callable) -> Iterator[Any]:
+def _opened(spec: ColumnSpec, values: pa.Array, finish: Callable, threads: int) -> Iterator[Any]:
     """Yields what `finish` makes of each image, None of None, the error of a damaged one."""
 
     def attempt(value: dict[str, Any] | None) -> Any:
@@ -183,22 +214,24 @@ def _opened(spec: ColumnSpec, values: pa.Array, finish: Callable) -> Iterator[An
             return error
 
     files = values.to_pylist()
-    if len(files) == 1:
-        return iter([attempt(files[0])])
-    with ThreadPoolExecutor(min(cores(), len(files))) as pool:
+    if 1 in (len(files), threads):
+        return map(attempt, files)
+    with ThreadPoolExecutor(min(threads, len(files))) as pool:
         return iter(list(pool.map(attempt, files)))
 
 
-def _images(spec: ColumnSpec, values: pa.Array) -> tuple[np.ndarray, Faults]:
-    found = list(_opened(spec, values, np.array))
+def _images(spec: ColumnSpec, values: pa.Array, threads: int) -> tuple[np.ndarray, Faults]:
+    found = list(_opened(spec, values, np.array, threads))
     return object_array(found), {
-        row: _damage(spec, item) for row, item in enumerate(found) if isinstance(item, DamagedImage)
+        row: damage(spec, item) for row, item in enumerate(found) if isinstance(item, DamagedImage)
     }
 
 
-def _pixels(spec: ColumnSpec, mode: str, values: pa.Array) -> tuple[np.ndarray, Faults]:
+def _pixels(
+    spec: ColumnSpec, mode: str, values: pa.Array, threads: int
+) -> tuple[np.ndarray, Faults]:
     if isinstance(spec.feature, datasets.List):
-        return _pictures(spec, mode, values)
+        return _pictures(spec, mode, values, threads)
     out, faults = np.zeros((len(values), *spec.shape), spec.dtype), {}
 
     def finish(image: Any) -> np.ndarray | str:
@@ -207,85 +240,29 @@ def _pixels(spec: ColumnSpec, mode: str, values: pa.Array) -> tuple[np.ndarray, 
             return pixels
         return f"an image of mode {image.mode} and {dimensions(image.size)}"
 
-    for row, item in enumerate(_opened(spec, values, finish)):
+    for row, item in enumerate(_opened(spec, values, finish, threads)):
         if isinstance(item, DamagedImage):
-            faults[row] = _damage(spec, item)
+            faults[row] = damage(spec, item)
         elif item is None or isinstance(item, str):
-            faults[row] = _unfit(spec, str(item))
+            faults[row] = misfit(spec, str(item))
         else:
             out[row] = item
     return out, faults
 
 
-def _pictures(spec: ColumnSpec, mode: str, values: pa.Array) -> tuple[np.ndarray, Faults]:
+def _pictures(
+    spec: ColumnSpec, mode: str, values: pa.Array, threads: int
+) -> tuple[np.ndarray, Faults]:
     """Returns the pixels of rows that hold a fixed number of pictures each."""
     count, *shape = spec.shape
     if not pa.types.is_fixed_size_list(values.type) or values.type.list_size != count:
-        rows = dict.fromkeys(range(len(values)), _unfit(spec, f"{values.type}"))
+        rows: Faults = dict.fromkeys(range(len(values)), misfit(spec, f"{values.type}"))
         return np.zeros((len(values), *spec.shape), spec.dtype), rows
     one = replace(spec, feature=spec.feature.feature, shape=tuple(shape))
-    out, found = _pixels(one, mode, pictures(values))
+    out, found = _pixels(one, mode, pictures(values), threads)
     faults = {item // count: fault for item, fault in found.items()}
-    faults |= dict.fromkeys(np.flatnonzero(nulls(values)).tolist(), _unfit(spec, "None"))
+    faults |= dict.fromkeys(np.flatnonzero(nulls(values)).tolist(), misfit(spec, "None"))
     return out.reshape(len(values), *spec.shape), faults
-
-
-# --- faults ----------------------------------------------------------------------------------
-
-
-def _unlike(spec: ColumnSpec, values: pa.Array, row: int) -> Fault:
-    """Returns the fault of a row whose values are no such numbers."""
-    text = repr(values[row].as_py())
-    text = text if len(text) < 60 else f"{text[:56]} ..."
-    whole = spec.host is None and pa.types.is_integer(leaf_type(values.type))
-    if not (whole and spec.dtype.kind in "iu" and fits(values[row : row + 1], spec.shape)):
-        return _unfit(spec, text)
-    return Fault(
-        spec.name,
-        f"{text} does not fit into {spec.dtype}, and JAX has 64-bit integers only after "
-        "jax.config.update('jax_enable_x64', True). Write that, store smaller numbers, or leave "
-        f"the column out: exclude_keys={{{spec.path[0]!r}}}",
-    )
-
-
-def _unfit(spec: ColumnSpec, found: str) -> Fault:
-    if spec.host is not None:
-        begun = f"a list of {spec.host.dtype}"
-    else:
-        begun = f"{spec.dtype} of shape {spec.shape}" if spec.shape else f"one {spec.dtype}"
-    return Fault(
-        spec.name,
-        f"found {found}, and in the stream's first rows each is {begun}. Declare a type that holds "
-        f"all rows, features=datasets.Features({{{spec.path[0]!r}: ...}}), drop or fill such rows, "
-        "ds = ds.filter(...) or ds.map(...), or leave the column out: "
-        f"exclude_keys={{{spec.path[0]!r}}}",
-    )
-
-
-def _extra(name: str, features: datasets.Features) -> Fault:
-    return Fault(
-        name,
-        f"the stream's first rows have no such column, only {listed(features)}. Declare all "
-        "columns, features=datasets.Features({...}), or choose some with include_keys or "
-        "exclude_keys",
-    )
-
-
-def _no_dict(path: Path) -> Fault:
-    return Fault(
-        ".".join(path),
-        "found None, and in the stream's first rows each is a dict. Drop or fill such rows, ds = "
-        f"ds.filter(...) or ds.map(...), or leave the column out: exclude_keys={{{path[0]!r}}}",
-    )
-
-
-def _damage(spec: ColumnSpec, error: DamagedImage) -> Fault:
-    return Fault(
-        spec.name,
-        f"{error}: the image cannot be decoded. Repair it, or leave such rows out with "
-        "on_bad_rows='skip'",
-        is_damage=True,
-    )
 
 
 def length_of(part: Part) -> int:

@@ -92,5 +92,5 @@ def first_rows(
         if table is not None:
             known = shards.inferred if isinstance(shards, DatasetShards) else shards.features
             features = known or datasets.Features.from_arrow_schema(table.schema)
-            return FirstRows(table, features), opened
+            return FirstRows(table, features, shards.label(number)), opened
     raise ValueError("The stream is empty: there is no row in any of its shards.")

@@ -31,10 +31,11 @@ OBJECT = np.dtype(object)
 
 
 class FirstRows(NamedTuple):
-    """The first table that has rows, and the features of all."""
+    """The first table that has rows, the features of all, and the shard that it is of."""
 
     table: pa.Table
     features: datasets.Features
+    shard: str
 
 
 @dataclass(frozen=True, eq=False)

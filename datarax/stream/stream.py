@@ -200,10 +200,10 @@ class Stream:
                 rows += part.rows
             if not slices:
                 return None
-            mixed = None
+            seed, mixed = self._order.epoch_seed(self._epoch), None
             if self._order.shuffle:
-                mixed = permutation(rows, self._order.epoch_seed(self._epoch), self._number, number)
-            return Window(slices, self._decoder, mixed, anchor, number)
+                mixed = permutation(rows, seed, self._number, number)
+            return Window(slices, self._decoder, mixed, anchor, number, seed)
         except BaseException:
             reader.load(anchor)  # so that the next attempt loses nothing
             raise

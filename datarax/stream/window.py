@@ -8,8 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from datarax.columns.arrow import as_python, without_views
-from datarax.stream.decoder import Decoder, Fault, Faults, Part
+from datarax.stream.decoder import Decoder, Part
+from datarax.stream.faults import Fault, Faults, Raised
 from datarax.stream.shards import row_label
+
+_ROW_BITS = 40  # of a record's number, which has 64: 16 million shards of 10**12 rows
 
 
 class Table:
@@ -40,12 +43,17 @@ class Table:
         if self._numbers is None:
             self._numbers = decoder.numbers(self.rows)
             whole = decoder.with_all_columns(self.rows)
-            self.rows = whole.select(decoder.lazy_names)  # nothing is held twice
+            self.rows = whole.select(decoder.kept_names)  # nothing is held twice
         return self._numbers
 
     def label(self, row: int) -> str:
         """Names a row in an error."""
         return row_label(self.first + row, self._named(self.shard))
+
+    @property
+    def record(self) -> int:
+        """The number of the first row's record: its shard, and its row there."""
+        return (self.shard << _ROW_BITS) + self.first
 
 
 class Slice(NamedTuple):
@@ -85,6 +93,7 @@ class Window:
         permutation: The order of the rows; None as they were read.
         anchor: The reader's state before them.
         number: How many windows came before in this epoch.
+        seed: The seed of the epoch.
     """
 
     def __init__(
@@ -94,22 +103,23 @@ class Window:
         permutation: np.ndarray | None,
         anchor: dict[str, Any],
         number: int,
+        seed: int,
     ):
-        self.anchor, self.number = anchor, number
+        self.anchor, self.number, self.seed = anchor, number, seed
         self._slices, self._decoder, self._order = slices, decoder, permutation
         self._ends = np.cumsum([part.rows for part in slices])
         self._length = int(self._ends[-1])
         made = [part.numbers(decoder) for part in slices]
         self._numbers = joined([columns for columns, _ in made])
-        starts = (self._ends - [part.rows for part in slices]).tolist()
+        self._starts = self._ends - [part.rows for part in slices]
         self._faults = {
             start + row: fault
-            for start, (_, faults) in zip(starts, made, strict=True)
+            for start, (_, faults) in zip(self._starts.tolist(), made, strict=True)
             for row, fault in faults.items()
         }
         if permutation is not None:
             self._numbers = {p: column.take(permutation, 0) for p, column in self._numbers.items()}
-        self._tables = _concatenated([part.rest() for part in slices]) if decoder.lazy else []
+        self._tables = _concatenated([part.rest() for part in slices]) if decoder.kept_names else []
         self._check: str | None = None
 
     def __len__(self) -> int:
@@ -131,40 +141,65 @@ class Window:
             part, faults = part | rest, found | faults
         return part, faults
 
-    def error(self, row: int, fault: Fault) -> ValueError:
+    def error(self, row: int, fault: Fault | Raised) -> Exception:
         """Returns the error to raise for row `row` of the window, which is wrong."""
-        read = row if self._order is None else int(self._order[row])
-        number = int(np.searchsorted(self._ends, read, side="right"))
-        part = self._slices[number]
-        label = part.label(read - int(self._ends[number]) + part.rows)
-        return ValueError(f"column {fault.column!r}, {label}: {fault.found}.")
+        return fault.error(self.label(row if self._order is None else int(self._order[row])))
+
+    def label(self, row: int) -> str:
+        """Names a row in an error, by its number as it was read."""
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        return self._slices[part].label(row - int(self._starts[part]))
+
+    def records(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the numbers of rows' records, by their numbers as they were read.
+
+        A number is the shard and the row there: it is the same in any order, on any process.
+        """
+        firsts = np.array([part.table.record + part.start for part in self._slices], np.uint64)
+        parts = np.searchsorted(self._ends, rows, side="right")
+        return firsts[parts] + (rows - self._starts[parts]).astype(np.uint64)
 
     def check(self) -> str:
         """Returns a hash of length and last row: a window that was read again has the same."""
         if self._check is None:
             found = zlib.crc32(str(len(self)).encode())
-            for column in self._numbers.values():
+            for column in self._last_numbers().values():
                 found = zlib.crc32(column[-1:].tobytes(), found)
-            if self._tables:
-                last = self._tables[-1].slice(len(self._tables[-1]) - 1)
-                last = [{name: as_python(last[name][0]) for name in last.column_names}]
+            if self._decoder.lazy_names:
+                row = self._stored(len(self) - 1)
+                last = [{name: as_python(row[name][0]) for name in self._decoder.lazy_names}]
                 found = zlib.crc32(repr(last).encode(), found)
             self._check = f"{found:08x}"
         return self._check
+
+    def _last_numbers(self) -> Part:
+        """Returns the numbers of the last row in order, also where none are made of them."""
+        if self._numbers or not self._tables:
+            return self._numbers
+        last = len(self) - 1 if self._order is None else int(self._order[-1])
+        return self._decoder.stored_numbers(self._stored(last))[0]
+
+    def _stored(self, row: int) -> pa.Table:
+        """Returns a row as it is stored, by its number as it was read."""
+        if len(self._tables) == 1:
+            return self._tables[0].slice(row, 1)
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        return self._tables[part].slice(row - int(self._starts[part]), 1)
 
     def _rest(self, rows: np.ndarray) -> tuple[Part, Faults]:
         """Returns rows of the other columns, by their number as they were read."""
         if len(self._tables) == 1:
             table = self._tables[0]
             if self._order is None:
-                return self._decoder.rest(table.slice(rows[0], len(rows)))
-            return self._decoder.rest(table.take(pa.array(rows)))
+                return self._decoder.rest(table.slice(rows[0], len(rows)), rows, self)
+            return self._decoder.rest(table.take(pa.array(rows)), rows, self)
         numbers = np.searchsorted(self._ends, rows, side="right")
         wheres, parts, faults = [], [], {}
         for number in np.unique(numbers).tolist():
             where, table = np.flatnonzero(numbers == number), self._tables[number]
-            start = self._ends[number] - len(table)
-            part, found = self._decoder.rest(table.take(pa.array(rows[where] - start)))
+            some = rows[where]
+            chosen = table.take(pa.array(some - self._starts[number]))
+            part, found = self._decoder.rest(chosen, some, self)
             wheres.append(where)
             parts.append(part)
             faults |= {int(where[row]): fault for row, fault in found.items()}

@@ -40,10 +40,6 @@ class _ByNumber(_WithoutSecrets):
     def __post_init__(self):
         super().__post_init__()
         expect_dataset_fields(self)
-        if self.transform is not None:
-            Transform(self.transform)  # raises TypeError where it cannot be called
-        if self.num_threads is not None:
-            expect_between("num_threads", self.num_threads, 1, 1024)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -64,7 +60,8 @@ class HFEagerConfig(_ByNumber):
         config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
         on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"` its row.
         transform: A function `record -> record` that is applied once to each row, while loading;
-            see `datarax.transforms`.
+            see `datarax.transforms`. With `streaming=True` it may be `(record, rng) -> record`, and
+            is applied to each record when it is read.
         num_threads: Threads that decode and transform; None for one a core. They change no batch.
         timeout: Seconds that the transform of a record may take; None for no limit.
         streaming: Whether to read on demand: `HFEagerSource(config)` is a `HFStreamingSource` then.
@@ -84,9 +81,7 @@ class HFEagerConfig(_ByNumber):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.streaming:
-            expect_no_stream(self.transform)
-        elif self.transform is not None and takes_rng(self.transform):
+        if not self.streaming and self.transform is not None and takes_rng(self.transform):
             raise ValueError(
                 f"The transform {Transform(self.transform).name} draws at random, and an eager "
                 "source applies it once: each epoch would see the same draws. Write "
@@ -152,8 +147,11 @@ class HFStreamingConfig(_WithoutSecrets):
         seed: Seed of the order, from 0 to 2**32 - 1.
         on_bad_rows: `"raise"` for an image that cannot be decoded or a file that cannot be read to
             its end, or `"skip"` the row, or the rest of the file.
-        timeout: Seconds without a row after which reading is an error; None: 120 for a dataset of
-            the Hub, no limit for local files.
+        timeout: Seconds without a row after which reading is an error, and that the transform of a
+            record may take; None: 120 for a dataset of the Hub, no limit for local files.
+        transform: A function `record -> record` or `(record, rng) -> record` that is applied to
+            each record when it is read; see `datarax.transforms`. The first rows decide the shapes.
+        num_threads: Threads that decode and transform; None for one a core. They change no batch.
 
     Raises:
         ValueError: If an argument is missing, out of range, or contradicts another.
@@ -178,21 +176,13 @@ class HFStreamingConfig(_WithoutSecrets):
     seed: int = 42
     on_bad_rows: Literal["raise", "skip"] = "raise"
     timeout: float | None = None
+    transform: TransformFunction | None = dataclasses.field(default=None, hash=False)
+    num_threads: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         expect_dataset_fields(self)
         expect_between("shuffle_buffer_size", self.shuffle_buffer_size, 1, MAX_RECORDS)
-
-
-def expect_no_stream(transform: TransformFunction | None) -> None:
-    """Raises `ValueError` if there is a transform, which a stream does not apply."""
-    if transform is not None:
-        raise ValueError(
-            f"A stream applies no transform, and transform={Transform(transform).name} is given: "
-            "write HFStreamingSource.from_dataset(stream.map(...)), or read the split by number, "
-            "HFIndexedSource(HFIndexedConfig(..., transform=...))."
-        )
 
 
 def expect_dataset_fields(config: Any) -> None:
@@ -220,3 +210,7 @@ def expect_dataset_fields(config: Any) -> None:
         raise ValueError(f'on_bad_rows={config.on_bad_rows!r}: expected "raise" or "skip".')
     if config.timeout is not None and not config.timeout > 0:
         raise ValueError(f"timeout={config.timeout}: expected seconds, more than 0, or None.")
+    if config.transform is not None:
+        Transform(config.transform)  # raises TypeError where it cannot be called
+    if config.num_threads is not None:
+        expect_between("num_threads", config.num_threads, 1, 1024)

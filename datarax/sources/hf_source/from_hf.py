@@ -14,12 +14,7 @@ from datarax.columns.transform import takes_rng
 from datarax.hub.load import load_split
 from datarax.hub.network import patiently
 from datarax.hub.secrets import redacted
-from datarax.sources.hf_source.config import (
-    HFEagerConfig,
-    HFIndexedConfig,
-    HFStreamingConfig,
-    expect_no_stream,
-)
+from datarax.sources.hf_source.config import HFEagerConfig, HFIndexedConfig, HFStreamingConfig
 from datarax.sources.hf_source.eager import HFEagerSource
 from datarax.sources.hf_source.indexed import HFIndexedSource
 from datarax.sources.hf_source.streaming import HFStreamingSource
@@ -71,8 +66,6 @@ def from_hf(
         >>> source = from_hf("mnist", "train", shuffle=True)  # doctest: +SKIP
     """
     fields |= {"name": name, "split": split}
-    if streaming:
-        expect_no_stream(fields.get("transform"))
     kind, why = (_STREAM, "as asked for") if streaming else _choose(fields, streaming is None)
     logger.info("%s:%s is %s (%s): %s.", redacted(name), split, _WORDS[kind], kind.__name__, why)
     config = _config(kind, fields | {"streaming": kind is _STREAM})
@@ -81,9 +74,7 @@ def from_hf(
 
 def _choose(fields: dict[str, Any], may_stream: bool) -> tuple[type, str]:
     """Returns the kind of source, and why; where a stream will do, nothing is prepared."""
-    transform = fields.get("transform")
-    # A stream has no slices, and applies no transform.
-    may_stream = may_stream and "[" not in fields["split"] and transform is None
+    may_stream = may_stream and "[" not in fields["split"]  # a stream has no slices
     config = _config(_STREAM, {**fields, "on_bad_rows": "skip"})
     found = patiently(
         lambda: load_split(
@@ -101,15 +92,16 @@ def _choose(fields: dict[str, Any], may_stream: bool) -> tuple[type, str]:
     )
     rows, size = found.size() if may_stream else (len(found.dataset), None)  # pyright: ignore
     if rows is not None:
-        keys = {"include_keys": config.include_keys, "exclude_keys": config.exclude_keys}
-        size = rows * _row_bytes(HFStreamingSource.from_dataset(found.dataset, **keys))
+        names = "include_keys", "exclude_keys", "transform", "num_threads"
+        shown = {name: getattr(config, name) for name in names}
+        size = rows * _row_bytes(HFStreamingSource.from_dataset(found.dataset, **shown))
     memory = _memory()
     if size is None:
         said = "its number of rows is unknown"
     else:
         counted = "" if rows is None else f"{rows} rows, "
         said = f"{counted}about {size / 1e9:.3g} GB, {size / memory:.2g} of the memory"
-        draws = transform is not None and takes_rng(transform)
+        draws = config.transform is not None and takes_rng(config.transform)
         if size <= _SHARE * memory and not draws:
             return HFEagerSource, said
         said += ", and its transform draws at random" * draws

@@ -1,20 +1,17 @@
 """The half that all Hugging Face sources share: a split, and where it came from."""
 
 import dataclasses
-from logging import getLogger
 from typing import Any, ClassVar, Self, cast
 
 import datasets
 from flax import nnx
 
-from datarax.columns.transform import Transform, TransformFunction
 from datarax.errors import listed
 from datarax.hub.load import load_split
 from datarax.hub.network import patiently
 from datarax.sources.hf_source.config import HFEagerConfig, HFIndexedConfig, HFStreamingConfig
 from datarax.sources.module import expect_config
-
-logger = getLogger("datarax.sources.hf_source")
+from datarax.sources.transform_state import note_other_transform, state_with_transform
 
 # The fields that decide which data a configuration names, and who reads them.
 _DATA_FIELDS = (
@@ -185,32 +182,6 @@ class HFByNumber(HFSource):
             _loaded=None if other else self._loaded,
         )
         return cast(Any, self)._settings_to(copy) if own else copy
-
-
-def state_with_transform(
-    state: dict[str, Any], transform: TransformFunction | None
-) -> dict[str, Any]:
-    """Returns a state with all that it keeps of a transform: a digest of its name."""
-    return state if transform is None else state | {"transform": Transform(transform).digest}
-
-
-_TOLD: set[tuple[Any, Any]] = set()
-
-
-def note_other_transform(
-    state: dict[str, Any], transform: TransformFunction | None, label: str
-) -> None:
-    """Logs a warning, once for each two, where a state was saved with another transform."""
-    own = None if transform is None else Transform(transform)
-    saved, digest = state.get("transform"), own and own.digest
-    if saved == digest or (saved, digest) in _TOLD:
-        return
-    _TOLD.add((saved, digest))
-    logger.warning(
-        "The state was saved %s, and %s has %s: the order goes on, and the records differ.",
-        "without a transform" if saved is None else "with another transform",
-        *(label, "none" if own is None else own.name),
-    )
 
 
 def _field(config: Any, name: str) -> Any:

@@ -80,6 +80,8 @@ class HFStreamingSource(HFSource, StreamingSourceBase):
             shuffle_buffer_size=config.shuffle_buffer_size,
             on_bad_rows=config.on_bad_rows,
             timeout=timeout,
+            transform=config.transform,
+            num_threads=config.num_threads,
             revision=split.revision,
             rngs=rngs,
             name=name or f"{type(self).__name__}({config.name}:{config.split})",

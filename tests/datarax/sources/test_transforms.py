@@ -11,7 +11,14 @@ import PIL.Image
 import pytest
 from datasets import ClassLabel, Features, Image
 
-from datarax import HFEagerConfig, HFEagerSource, HFIndexedSource, Pipeline, from_hf
+from datarax import (
+    HFEagerConfig,
+    HFEagerSource,
+    HFIndexedSource,
+    HFStreamingSource,
+    Pipeline,
+    from_hf,
+)
 from datarax.transforms import center_crop, random_resized_crop, resize
 
 CROP = random_resized_crop(8, flip=0.5)
@@ -113,7 +120,7 @@ def test_another_transform_is_a_warning_once(photos, caplog):
     other = HFIndexedSource.from_dataset(photos, transform=named)
     state = indexed.get_state()
     assert len(state["transform"]) == 16
-    with caplog.at_level(logging.WARNING, "datarax.sources.hf_source"):
+    with caplog.at_level(logging.WARNING, "datarax.sources"):
         indexed.set_state(state)
         assert not caplog.records
         other.set_state(state)
@@ -152,16 +159,16 @@ def test_a_pipeline_takes_it(photos):
     assert [len(batch["image"]) for batch in batches] == [8, 8, 8, 6]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: HFEagerConfig(name="x", split="train", transform=resize(8), streaming=True),
-        lambda: from_hf("x", "train", transform=resize(8), streaming=True),
-    ],
-)
-def test_a_stream_says_that_it_applies_none(make):
-    with pytest.raises(ValueError, match="A stream applies no transform"):
-        make()
+def test_a_stream_takes_one_that_draws(photos, tmp_path):
+    photos.to_parquet(tmp_path / "train.parquet")
+    config = HFEagerConfig(name=str(tmp_path), split="train", transform=CROP, streaming=True)
+    expected = as_bytes(HFIndexedSource.from_dataset(photos, transform=CROP).get_batch(30))
+    for source in (
+        HFEagerSource(config),
+        from_hf(str(tmp_path), "train", transform=CROP, streaming=True),
+    ):
+        assert type(source) is HFStreamingSource
+        assert as_bytes(source.get_batch(30)) == expected
 
 
 def test_from_hf_reads_by_number_where_a_transform_draws(photos, tmp_path):
