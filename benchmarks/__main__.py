@@ -21,6 +21,7 @@ COMMANDS = {
     "tokens": ["tokens"],
     "damage": ["damage"],
     "kill": ["kill", "--data", "eager"],
+    "kill-views": ["kill", "--data", "views"],
     "indexed": ["indexed"],
     "kill-indexed": ["kill", "--data", "indexed"],
     "kill-stream": ["kill", "--data", "stream"],

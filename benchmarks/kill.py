@@ -2,16 +2,16 @@
 
     python -m benchmarks.kill [--kills 100] [--seed 0] [--data KIND]
 
-A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffled source, which is
-held in memory (`eager`), read by number from mapped files (`indexed`), or streamed from files and
-read ahead (`stream`; `transformed` with a transform that draws), with a stage that draws random
-numbers, an average of the parameters, evaluation, callbacks and a checkpoint every few steps. It
-gets SIGKILL or SIGTERM: some while it starts and compiles, some at any moment of the training, some
-while a checkpoint is being written. It is started again until it is finished, and then everything
-it leaves must be that of a run nobody disturbed, bit for bit: the variables, the optimizer's state,
-the history, the stream's position, and `metrics.jsonl` but for its times. With
-`--data packed` it is a language model on a shuffled stream of packed rows. Five to ten seconds a
-kill on two CPU cores.
+A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffled source: held in
+memory (`eager`), a mixture of a balanced view of a fold of a selection and of a weighted view of a
+split (`views`), read by number from mapped files (`indexed`), or streamed from files and read ahead
+(`stream`; `transformed` with a transform that draws). It has a stage that draws random numbers, an average of the parameters, evaluation,
+callbacks and a checkpoint every few steps. It gets SIGKILL or SIGTERM: some while it starts and
+compiles, some at any moment of the training, some while a checkpoint is being written. It is
+started again until it is finished, and then everything it leaves must be that of a run nobody
+disturbed, bit for bit: the variables, the optimizer's state, the history, the stream's position,
+and `metrics.jsonl` but for its times. With `packed` it is a language model on a shuffled stream of
+packed rows. Five to ten seconds a kill on two CPU cores.
 """
 
 import argparse
@@ -68,6 +68,7 @@ def train(workdir: Path, steps: int, data: str) -> None:
 
     sources = {
         "eager": lambda: MemorySource(MemorySourceConfig(shuffle=True, seed=3), points(ROWS, 0)),
+        "views": viewed,
         "indexed": lambda: indexed(workdir.parent / "files"),
         "stream": lambda: streamed(workdir.parent / "files"),
         "transformed": lambda: streamed(workdir.parent / "files", transform=noisy),
@@ -155,6 +156,19 @@ def packed() -> Any:
         packer, batched=True, batch_size=100, features=packer.features
     )
     return HFStreamingSource.from_dataset(rows, shuffle=True, seed=3, shuffle_buffer_size=300)
+
+
+def viewed() -> Any:
+    """Returns a mixture of two views of one source, whose weights change."""
+    import numpy as np
+
+    from datarax import MemorySource, MemorySourceConfig, MixedSource
+
+    source = MemorySource(MemorySourceConfig(shuffle=True, seed=3), points(ROWS, 0))
+    training, _ = source.select(slice(20, None)).fold(0, of=5, stratify="label")
+    rest, _ = source.split(0.3, stratify="label")
+    views = [training.balanced("label"), rest.weighted(np.arange(len(rest)))]
+    return MixedSource(views, [(0, [2, 1]), (1_500, [1, 1])])
 
 
 def indexed(folder: Path) -> Any:
@@ -294,7 +308,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=120, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
-    kinds = ["eager", "indexed", "stream", "transformed", "packed"]
+    kinds = ["eager", "views", "indexed", "stream", "transformed", "packed"]
     parser.add_argument("--data", choices=kinds, default="eager")
     parser.add_argument("--quick", action="store_true", help="two kills: only to try it")
     parser.add_argument("--keep", type=Path, help="a folder for the runs' workdirs")

@@ -20,6 +20,8 @@ from datarax.order.permutation import MAX_RECORDS, index_shuffle
 
 _POINT_BITS = 31  # of a point on the line of summed weights
 _GUIDE_BITS = 15  # a guide of 2**15 entries lies in a core's cache
+_FENCED = 8  # intervals between two fences
+_SPLIT_BYTES = 2**19  # XLA splits a loop over a larger table between threads: 1 us each time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +58,7 @@ class View(abc.ABC):
         return np.asarray(_stored(self, np.asarray(index, np.uint32))).astype(np.int64)
 
     def tables(self) -> list[np.ndarray]:
-        """Returns the tables, NumPy arrays."""
+        """Returns the tables that say which view it is, NumPy arrays: its fingerprint is theirs."""
         return [np.asarray(table) for table in jax.tree.leaves(self)]
 
     @cached_property
@@ -172,7 +174,7 @@ class Balanced(View):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["guide", "ends", "table"],
+    data_fields=["guide", "ends", "fences", "table"],
     meta_fields=["length", "label", "shift", "low_bits", "steps"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,10 +189,11 @@ class Weighted(View):
 
     guide: Any  # how many intervals end below each multiple of 2**low_bits
     ends: Any  # the lowest bits of the intervals' ends
+    fences: Any  # every eighth end once more, None where the ends are few
     table: Any  # the records, None where they are 0 to n - 1
     shift: int  # points are 2**shift apart
     low_bits: int
-    steps: int  # of the binary search between two entries of the guide
+    steps: int  # of the binary search for a fence between two entries of the guide
 
     @classmethod
     def of(cls, weights: np.ndarray, length: int, records: np.ndarray | None, label: str) -> Self:
@@ -222,16 +225,17 @@ class Weighted(View):
         guided = _GUIDE_BITS if len(weights) >= 2**_GUIDE_BITS else 0
         low_bits = _POINT_BITS - guided
         guide = np.searchsorted(ends, np.arange(2**guided + 1, dtype=np.int64) << low_bits)
-        low = ends & (2**low_bits - 1)
+        low = (ends & (2**low_bits - 1)).astype(np.uint16 if low_bits <= 16 else np.uint32)
         return cls(
             int(length),
             label,
-            guide.astype(np.uint32),
-            low.astype(np.uint16 if low_bits <= 16 else np.uint32),
+            guide.astype(np.uint16 if len(weights) < 2**16 else np.uint32),
+            low,
+            low[_FENCED - 1 :: _FENCED].copy() if low.nbytes > _SPLIT_BYTES else None,
             None if records is None else np.asarray(records, np.int32),
             shift,
             low_bits,
-            int(np.diff(guide).max()).bit_length(),
+            int(np.diff(guide // _FENCED).max()).bit_length(),
         )._checked()
 
     @property
@@ -250,19 +254,35 @@ class Weighted(View):
         index = self._interval(point)
         return index.astype(jnp.int32) if self.table is None else _at(self.table, index)
 
+    def tables(self) -> list[np.ndarray]:
+        """Returns the tables that say which view it is; see `View.tables`."""
+        guide = np.asarray(self.guide).astype(np.uint32)
+        return [guide, *(np.asarray(x) for x in (self.ends, self.table) if x is not None)]
+
     def _interval(self, point: jax.Array) -> jax.Array:
         """Returns in which interval each point lies: how many intervals end at or below it."""
         high = point >> np.uint32(self.low_bits)
-        low = point & np.uint32(2**self.low_bits - 1)
-        stop = _at(self.guide, high + np.uint32(1))
+        low = (point & np.uint32(2**self.low_bits - 1)).astype(self.ends.dtype)
+        start, stop = (_at(self.guide, high + np.uint32(i)).astype(jnp.uint32) for i in (0, 1))
+        each, last = np.uint32(_FENCED), np.uint32(len(self.ends) - 1)
 
-        def step(i, below):
-            more = below + (np.uint32(1) << (np.uint32(self.steps - 1) - i.astype(jnp.uint32)))
-            fits = more <= stop
-            end = _at(self.ends, jnp.where(fits, more, np.uint32(1)) - np.uint32(1))
-            return jnp.where(fits & (end.astype(jnp.uint32) <= low), more, below)
+        def step(i, fence):
+            more = fence + (np.uint32(2**self.steps // 2) >> i.astype(jnp.uint32))
+            fits = more <= stop // each
+            number = jnp.where(fits, more, np.uint32(1)) - np.uint32(1)
+            if self.fences is None:
+                end = _at(self.ends, jnp.minimum(number * each + (each - np.uint32(1)), last))
+            else:
+                end = _at(self.fences, number)
+            return jnp.where(fits & (end <= low), more, fence)
 
-        return lax.fori_loop(0, self.steps, step, _at(self.guide, high))
+        fence = lax.fori_loop(0, self.steps, step, start // each)
+        below = jnp.maximum(start, fence * each)
+        # The rest at once: a step further in the large table would take as long as all of them.
+        index = below[..., None] + jnp.arange(_FENCED - 1, dtype=jnp.uint32)
+        ends = _at(self.ends, jnp.minimum(index, last))
+        ended = (index < stop[..., None]) & (ends <= low[..., None])
+        return below + ended.sum(axis=-1, dtype=jnp.uint32)
 
 
 @jax.jit

@@ -14,8 +14,9 @@ from datarax.columns.rows import each_row, on_device
 from datarax.errors import expect_between, expect_dict
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.cursor import Cursor, IterablePosition, record_columns
+from datarax.sources.in_order import InOrder
 from datarax.sources.row_spec import RowSpec
-from datarax.sources.source import Source, SourceConfigBase
+from datarax.sources.source import SourceConfigBase
 from datarax.stream.block import Block
 
 STATE_VERSION = 1
@@ -23,7 +24,7 @@ STATE_VERSION = 1
 logger = logging.getLogger(__name__)
 
 
-class IterableSource(Source):
+class IterableSource(InOrder):
     """A stream of what an iterable gives, such as a Grain `IterDataset`: one record at a time.
 
     Each epoch iterates anew. The order is the iterable's. Where its iterator has `get_state` and

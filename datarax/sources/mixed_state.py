@@ -11,8 +11,8 @@ from flax import nnx
 
 from datarax.errors import expect_between, expect_dict
 from datarax.order.draws import MixtureDraws, Stages, Stop
+from datarax.sources.in_order import InOrder
 from datarax.sources.module import register_host_state
-from datarax.sources.source import Source
 
 STATE_VERSION = 3
 
@@ -49,7 +49,7 @@ class Place:
 register_host_state(Place)
 
 
-class PositionedMixture(Source):
+class PositionedMixture(InOrder):
     """The state of a mixture: a place among its draws, and the states of its sources.
 
     Attributes:

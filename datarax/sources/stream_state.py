@@ -13,8 +13,8 @@ from datarax.columns.transform import TransformFunction
 from datarax.errors import expect_between
 from datarax.order.permutation import MAX_RECORDS
 from datarax.order.windows import ShuffleOrder
+from datarax.sources.in_order import InOrder
 from datarax.sources.module import Counts, DataraxModuleConfig, register_host_state
-from datarax.sources.source import Source
 from datarax.stream.block import Block, read_block
 from datarax.stream.open_shard import ReadPolicy
 from datarax.stream.reader import first_rows
@@ -25,7 +25,7 @@ from datarax.stream.streams import Position, Streams
 from datarax.stream.transformed import decoder_of
 
 
-class PositionedStreams(Source):
+class PositionedStreams(InOrder):
     """Position, order and state of a source that reads canonical streams.
 
     Args:

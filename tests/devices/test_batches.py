@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from datarax import MemorySource, Pipeline
+from datarax import MemorySource, MixedSource, Pipeline
 from datarax.stages import Map, RandomCrop, RandomFlip
 from tests.support.devices import trainer
 from tests.support.models import MLP, images, memory, points
@@ -58,23 +58,34 @@ def test_batches_are_byte_identical_on_any_number_of_devices(n, shuffle, shards,
     assert epochs(trainer(MLP(), devices, points_of(n, shuffle, shards)))[0] == expected
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=SLOW), 8])
+@pytest.mark.parametrize("devices", [*(pytest.param(n, marks=SLOW) for n in (2, 4)), 8])
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("fold", marks=SLOW), "balanced", pytest.param("weighted", marks=SLOW)],
+    [
+        "balanced of a fold",
+        "mixture",
+        *(pytest.param(name, marks=SLOW) for name in ("fold", "weighted")),
+    ],
 )
 def test_batches_of_a_view_are_the_same_on_any_number_of_devices(name, devices):
     def made():
         source = memory(points(101), shuffle=True)
         view = {
             "fold": lambda: source.fold(0, of=4, stratify="label")[0],
-            "balanced": lambda: source.balanced("label"),
+            "balanced of a fold": lambda: source.fold(0, of=4)[0].balanced("label"),
             "weighted": lambda: source.weighted(np.arange(101)),
+            "mixture": lambda: MixedSource(
+                [source.balanced("label"), source.select(slice(0, 40))], [(0, [2, 1]), (50, [1, 2])]
+            ),
         }[name]()
-        return Pipeline(source=view, stages=[noise], batch_size=16, shards=8)
+        shards = 1 if name == "mixture" else 8
+        return Pipeline(source=view, stages=[noise], batch_size=16, shards=shards)
 
-    one, _ = epochs(trainer(MLP(), 1, made()))
-    assert epochs(trainer(MLP(), devices, made()))[0] == one
+    def batches(devices):
+        one = trainer(MLP(), devices, made())
+        return [{k: x.tobytes() for k, x in one.batch_at(t).items()} for t in range(10)]
+
+    assert batches(devices) == batches(1)
 
 
 @pytest.mark.parametrize("shards", [pytest.param(1, marks=SLOW), 8])

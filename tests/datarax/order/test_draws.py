@@ -77,6 +77,28 @@ def test_stages_hold_the_integral_of_their_weights_in_every_thousand(stages):
 
 
 @few
+@given(st.integers(3, 6).flatmap(lambda k: staged(k, st.integers(985, 1005))))
+def test_a_stage_that_begins_within_a_thousand_is_off_by_little_more_than_one(stages):
+    chosen, _ = drawn(stages, 2000)
+    density = integral(stages, 2000)
+    for first in (0, 1000):
+        counts = np.bincount(chosen[first : first + 1000], minlength=density.shape[1])
+        assert np.all(np.abs(counts - density[first : first + 1000].sum(axis=0)) < 1.5)
+
+
+def test_no_order_of_five_sources_stays_within_one_of_every_stage_that_may_follow():
+    chosen, _ = drawn([(0, [1] * 5)], 998)
+    owed = 998 / 5 - np.bincount(chosen, minlength=5)
+    one, two = np.flatnonzero(owed > 0.5)
+    weights = np.zeros(5)
+    weights[[one, two]] = 0.25, 0.75
+    stages = [(0, [1] * 5), (998, weights.tolist())]
+    chosen, _ = drawn(stages, 1000)
+    off = integral(stages, 1000).sum(axis=0) - np.bincount(chosen, minlength=5)
+    assert 1 < abs(off).max() < 1.2
+
+
+@few
 @given(st.lists(st.integers(1, 3000), min_size=2, max_size=4), st.data())
 def test_an_epoch_ends_with_the_last_record_of_the_first_or_the_last_source(lengths, data):
     stages = data.draw(staged(len(lengths), st.integers(1, 4000)))

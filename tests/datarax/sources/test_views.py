@@ -6,8 +6,10 @@ import datasets
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from datarax import HFEagerSource, Pipeline
+from datarax import HFEagerSource, HFStreamingSource, MixedSource, Pipeline
 from tests.support.models import memory, points
 
 N = 60
@@ -73,6 +75,51 @@ def test_folds_of_a_selection_balanced_have_each_class_equally_often(source):
     assert sorted(seen) == list(range(50))
 
 
+CLASSES = st.lists(st.integers(0, 2), min_size=30, max_size=30).filter(
+    lambda labels: min(np.bincount(labels[3:], minlength=3)) > 4
+)
+WEIGHTS = st.lists(st.floats(0.01, 9), min_size=30, max_size=30)
+
+
+@pytest.mark.parametrize("examples", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_views_of_views_are_what_they_say_on_the_host_and_compiled(examples):
+    @jax.jit
+    def compiled(order, position):
+        return order.records(2, position)
+
+    @settings(deadline=None, max_examples=examples)
+    @given(CLASSES, WEIGHTS, st.sampled_from([(2, 1), (4, 0)]), st.integers(0, 2**32 - 1))
+    def holds(labels, weights, fold, seed):
+        labels, weights = np.array(labels), np.array(weights)
+        whole = memory({"label": labels, "weight": weights}, shuffle=True, seed=seed)
+        selected = whole.select(slice(3, None))
+        of, i = fold
+        training, validation = selected.fold(i, of, seed=seed, stratify="label")
+        rest, _ = whole.split(0.4, seed=seed, stratify="label")
+        views = [
+            training,
+            validation,
+            training.balanced("label"),
+            rest.weighted("weight", length=23),
+        ]
+        seen = [view.order.host_records(2, np.arange(view.length)) for view in views]
+        for view, records in zip(views, seen, strict=True):
+            np.testing.assert_array_equal(compiled(view.order, np.arange(view.length)), records)
+
+        assert sorted([*seen[0], *seen[1]]) == list(range(3, 30))
+        counts = [np.bincount(labels[records], minlength=3) for records in seen]
+        share = np.bincount(labels[3:], minlength=3) / of
+        assert (abs(counts[1] - share) < 1).all()
+        assert set(seen[2]) == set(seen[0])
+        assert (labels[seen[2]].reshape(-1, 3) == [0, 1, 2]).all()  # so in every window of 3 x m
+        held = rest.stored_records(np.arange(rest.length))
+        share = 23 * weights[held] / weights[held].sum()
+        assert (abs(np.bincount(seen[3], minlength=30)[held] - share) <= 1 + 1e-6).all()
+        assert np.isin(seen[3], held).all()
+
+    holds()
+
+
 def test_a_state_goes_on_and_is_refused_by_another_view(source):
     made = views(source)
     for number, view in enumerate(made):
@@ -132,3 +179,13 @@ def test_texts_are_no_classes():
     source = HFEagerSource.from_dataset(datasets.Dataset.from_dict({"text": ["a", "b"]}))
     with pytest.raises(ValueError, match=r"host column.*class_encode_column"):
         source.balanced("text")
+
+
+@pytest.mark.parametrize("view", ["select", "split", "fold", "balanced", "weighted"])
+def test_what_is_read_in_order_has_no_views_and_says_what_has(source, view):
+    stream = HFStreamingSource.from_dataset(datasets.Dataset.from_dict({"x": [1, 2]}))
+    for one in (stream, MixedSource([source], [1])):
+        with pytest.raises(AttributeError, match=rf"{view}\(\) .*dataset\.take.*HFIndexedSource"):
+            getattr(one, view)
+    with pytest.raises(AttributeError, match="no attribute 'selekt'"):
+        stream.selekt  # noqa: B018
