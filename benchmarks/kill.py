@@ -5,13 +5,13 @@
 A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffled source: held in
 memory (`eager`), a mixture of a balanced view of a fold of a selection and of a weighted view of a
 split (`views`), read by number from mapped files (`indexed`), or streamed from files and read ahead
-(`stream`; `transformed` with a transform that draws). It has a stage that draws random numbers, an average of the parameters, evaluation,
-callbacks and a checkpoint every few steps. It gets SIGKILL or SIGTERM: some while it starts and
-compiles, some at any moment of the training, some while a checkpoint is being written. It is
-started again until it is finished, and then everything it leaves must be that of a run nobody
-disturbed, bit for bit: the variables, the optimizer's state, the history, the stream's position,
-and `metrics.jsonl` but for its times. With `packed` it is a language model on a shuffled stream of
-packed rows. Five to ten seconds a kill on two CPU cores.
+(`stream`; `transformed` with a transform that draws). It has a stage that draws random numbers, an
+average of the parameters, evaluation, callbacks and a checkpoint every few steps. It gets SIGKILL
+or SIGTERM: some while it starts and compiles, some at any moment of the training, some while a
+checkpoint is being written. It is started again until it is finished, and then everything it leaves
+must be that of a run nobody disturbed, bit for bit: the variables, the optimizer's state, the
+history, the stream's position, and `metrics.jsonl` but for its times. With `packed` it is a
+language model on a shuffled stream of packed rows. Five to ten seconds a kill on two CPU cores.
 """
 
 import argparse
