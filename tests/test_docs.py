@@ -28,9 +28,7 @@ QUICK = {  # the default suite has seconds for pages; the others are run by -m s
     "docs/concepts/order.md",
     "docs/concepts/shards.md",
     "docs/concepts/streams.md",
-    "docs/howto/loss.md",
     "docs/howto/own_data.md",
-    "docs/howto/speed.md",
     "docs/start.md",
 }
 PUBLIC = [  # modules whose names are public, beside the faces: CHANGELOG.md says so
@@ -125,6 +123,26 @@ def test_every_public_name_is_in_a_page_or_an_example():
     assert {name for name in exported() if name.rpartition(".")[2] not in words} == set()
 
 
+def test_links_between_pages_lead_to_files():
+    lost = {
+        (page, link)
+        for page, text in PAGES.items()
+        for link in re.findall(r"\]\((?!\w+:)([^)#\s]+)", text)
+        if not (ROOT / page).parent.joinpath(link).exists()
+    }
+    assert lost == set()
+
+
+def test_every_message_of_the_packages_is_in_a_page():
+    spec = importlib.util.spec_from_file_location("messages", ROOT / "docs" / "messages.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    text = hook.on_page_markdown(PAGES["docs/faq.md"])
+    assert "shuffles fully" not in text  # a docstring is no message
+    assert "is no multiple of shards=" in text
+    assert text.count("\n- ValueError:") > 150
+
+
 # --- the site --------------------------------------------------------------------------------
 
 
@@ -138,6 +156,7 @@ def site(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_other_hosts(site: Path):
     found = set()
     for page in site.rglob("*.html"):
@@ -149,6 +168,7 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_other_hosts(si
     assert found == set()
 
 
+@pytest.mark.slow
 def test_every_message_of_the_packages_is_in_the_site(site: Path):
     text = (site / "faq.html").read_text()
     assert "shuffles fully" not in text  # a docstring is no message

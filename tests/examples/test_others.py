@@ -23,6 +23,7 @@ def test_an_example_says_its_command_and_score_and_takes_the_usual_options(name)
         assert f'"{option}"' in text
 
 
+@pytest.mark.slow
 def test_a_source_in_a_loop_of_grains_goes_on(monkeypatch, capsys, tmp_path):
     run(monkeypatch, "grain_loop", "--steps", 6)
     whole = capsys.readouterr().out

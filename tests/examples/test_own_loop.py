@@ -1,5 +1,7 @@
 """The loops by hand: each sees the same batches, and goes on where Orbax says."""
 
+import pytest
+
 from tests.support.examples import run
 
 
@@ -15,6 +17,7 @@ def test_all_loops_do_the_same(monkeypatch, capsys):
     assert len(set(told)) == 2  # the loss and the accuracy of all four
 
 
+@pytest.mark.slow
 def test_a_loop_goes_on_where_it_was_saved(monkeypatch, capsys, tmp_path):
     scan = "own_loop", "--loop", "scan", "--seed", 3
     run(monkeypatch, *scan, "--steps", 200)

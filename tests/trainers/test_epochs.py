@@ -77,7 +77,8 @@ def test_neither_steps_nor_epochs_is_one_epoch():
     assert trainer().fit().step == 7
 
 
-@pytest.mark.parametrize("step", [7, 9])  # 7 is an epoch's end, and an evaluation
+# 7 is an epoch's end, and an evaluation.
+@pytest.mark.parametrize("step", [7, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_run_of_epochs_goes_on_where_it_was_cut(tmp_path, step):
     def run(name, **more):
         return trainer(epochs=2, eval_source=unknown(), workdir=tmp_path / name, **more).fit()

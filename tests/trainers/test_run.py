@@ -11,6 +11,8 @@ from datarax import HFStreamingSource, MemorySource, MemorySourceConfig, Pipelin
 from tests.support.runs import at, checkpoint, rows
 from trainers import Trainer, every
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 N, TOKENS = 50, 6
 
 
@@ -87,8 +89,15 @@ def test_batches_that_are_left_out_are_not_seen(source):
     assert [(row["step"], row["rows_seen"]) for row in result.history[-2:]] == [(10, 80), (12, 96)]
 
 
-@pytest.mark.parametrize("source", [eager, stream])
-@pytest.mark.parametrize("loss", [per_row, per_token])
+@pytest.mark.parametrize(
+    ("source", "loss"),
+    [
+        (eager, per_row),
+        (stream, per_token),
+        pytest.param(eager, per_token, marks=pytest.mark.slow),
+        pytest.param(stream, per_row, marks=pytest.mark.slow),
+    ],
+)
 def test_the_counts_go_on_where_the_run_was_cut(tmp_path, source, loss):
     def run(name, **more):
         return trainer(source(columns()), loss, workdir=tmp_path / name, **more).fit()
@@ -112,7 +121,7 @@ def test_a_second_fit_counts_on():
     assert (last["rows_seen"], last["tokens_seen"]) == (2 * N, 2 * columns()["weights"].sum())
 
 
-@pytest.mark.parametrize("source", [eager, stream])
+@pytest.mark.parametrize("source", [pytest.param(eager, marks=pytest.mark.slow), stream])
 def test_data_that_begins_anew_is_counted_on(tmp_path, source):
     other = {name: column[:20] for name, column in columns().items()}
     trainer(source(columns()), workdir=tmp_path, epochs=None, steps=7).fit()
@@ -121,7 +130,7 @@ def test_data_that_begins_anew_is_counted_on(tmp_path, source):
     assert trainer(source(other), **options).fit().history[-1]["rows_seen"] == N + 20 + 8
 
 
-@pytest.mark.parametrize("source", [eager, stream])
+@pytest.mark.parametrize("source", [pytest.param(eager, marks=pytest.mark.slow), stream])
 def test_a_run_that_diverged_has_seen_what_came_before(tmp_path, source):
     spoiled = columns()
     spoiled["target"][3] = np.nan

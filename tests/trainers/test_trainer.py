@@ -23,6 +23,8 @@ from tests.support.models import (
 )
 from trainers import Trainer, every
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def test_a_model_learns_from_a_source_alone():
     data = points(200)
@@ -129,7 +131,7 @@ class Interrupting:
             raise RuntimeError("in the middle")
 
 
-@pytest.mark.parametrize("convolution", [False, True])
+@pytest.mark.parametrize("convolution", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_model_is_usable_after_an_exception_in_the_middle(convolution):
     if convolution:
         model, source = CNN(), memory(images(16))
@@ -192,7 +194,7 @@ def test_tied_weights_stay_tied():
 
 
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sown_values_and_python_numbers_do_no_harm(accumulate):
     model = Sowing()
     model(points(3)["x"])  # one value is sown already
@@ -219,6 +221,7 @@ def test_only_what_wrt_selects_is_trained():
     assert not np.array_equal(model.out.kernel[...], before.out.kernel[...])
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_parameters():
     source = labelled(16, shuffle=False)
     settings = {"batch_size": 8, "optimizer": optax.sgd(0.5)}
@@ -247,8 +250,13 @@ def _masked(params):
             optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 6), mask=_masked),
         ),
         optax.chain(optax.sgd(0.5, momentum=0.9), optax.contrib.reduce_on_plateau(patience=1)),
-        optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
-        optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(0.1, 0.0, 6)),
+        pytest.param(
+            optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(0.1, 0.0, 6)),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["schedule and clipping", "plateau", "MultiSteps", "inject_hyperparams"],
 )

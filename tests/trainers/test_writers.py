@@ -10,6 +10,8 @@ from tests.support.runs import rows, said, trainer
 from trainers import every
 from trainers.writers import JsonLines, TensorBoard, Writers, _records
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 class Recorder:
     """A writer that keeps what it is given, and may raise."""

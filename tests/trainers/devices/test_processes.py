@@ -116,6 +116,7 @@ def _assert_decoded(group, images):
     assert sum(found["held"] for found in replies) == 101
 
 
+@pytest.mark.slow
 def test_a_process_decodes_only_the_rows_of_its_shards(two, images):
     """So it is on one, on two and, above, on more processes."""
     alone = _decoded_alone(images)
@@ -285,20 +286,31 @@ def test_what_differs_in_an_evaluation_is_named_on_every_process(two, kind, what
         assert re.search(OTHER[what], reply.message), reply.traceback
 
 
-def test_a_callback_of_one_process_stops_all_or_fails_all(two):
+def test_a_callback_of_one_process_stops_all(two):
     expected = ["stopped", 6, ["epoch", "eval/loss", "rows_seen", "step", "train/loss"]]
     assert two.results(worker.stopped) == [expected] * 2
-    for what, error, words in (
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "words"),
+    [
         ("raises", "ZeroDivisionError", "in a callback"),
-        ("answers", "TypeError", "returned a ndarray: return True to stop"),
-        ("history", "TypeError", "A callback put a str into run.history[-1]['mine']"),
-    ):
-        one, other = two.call(worker.failing, what)
-        assert other.error == error
-        assert words in other.message
-        assert one.error == "RuntimeError"
-        assert one.message.startswith(f"Process 1 of 2 failed: {error}: ")
-        assert words in one.message
+        pytest.param("answers", "TypeError", "returned a ndarray: return True to stop", marks=SLOW),
+        pytest.param(
+            "history", "TypeError", "A callback put a str into run.history[-1]['mine']", marks=SLOW
+        ),
+    ],
+)
+def test_a_callback_of_one_process_fails_all(two, what, error, words):
+    one, other = two.call(worker.failing, what)
+    assert other.error == error
+    assert words in other.message
+    assert one.error == "RuntimeError"
+    assert one.message.startswith(f"Process 1 of 2 failed: {error}: ")
+    assert words in one.message
 
 
 # --- initialize ----------------------------------------------------------------------------------

@@ -52,9 +52,19 @@ def batch_of(trainer, record=BAD):
     raise AssertionError("the record is in no batch")
 
 
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("model", "accumulate"), [(MLP, 1), pytest.param(MLP, 2, marks=pytest.mark.slow), (CNN, 2)]
+    ("model", "accumulate", "kind"),
+    [
+        (MLP, 1, "gradient"),
+        pytest.param(CNN, 2, "loss", marks=SLOW),
+        pytest.param(MLP, 1, "loss", marks=SLOW),
+        pytest.param(MLP, 2, "loss", marks=SLOW),
+        pytest.param(MLP, 2, "gradient", marks=SLOW),
+        pytest.param(CNN, 2, "gradient", marks=SLOW),
+    ],
 )
 def test_one_bad_record_is_found_and_the_state_before_it_kept(caplog, kind, model, accumulate):
     source, column = data(model), "x" if model is MLP else "image"
@@ -120,6 +130,7 @@ def test_a_run_that_is_mended_ends_where_one_that_was_whole_does(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_again_and_saved_where_it_stood(tmp_path):
     rows = datasets.Dataset.from_dict({k: v.tolist() for k, v in points(50).items()})
     rows = rows.cast_column("x", datasets.List(datasets.Value("float32"), length=4))
@@ -164,6 +175,7 @@ def test_an_optimizer_that_skips_a_bad_gradient_goes_on():
     assert result.status == "finished"
 
 
+@pytest.mark.slow
 def test_a_gradient_that_reaches_the_parameters_later_is_found_where_it_came_from():
     source = data()
     t, _ = batch_of(trainer(source, MLP()))

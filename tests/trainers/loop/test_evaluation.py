@@ -77,8 +77,15 @@ def _loss(model, batch):
     return model(batch["x"])["more"][0][:, 0]
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("n", [3, 16, 21])
+@pytest.mark.parametrize(
+    ("n", "shuffle"),
+    [
+        (3, False),
+        (21, True),
+        *(pytest.param(n, n < 20, marks=pytest.mark.slow) for n in (3, 16, 21)),
+        pytest.param(16, False, marks=pytest.mark.slow),
+    ],
+)
 def test_predict_returns_one_row_a_record_in_stored_order(shuffle, n):
     data = points(n)
     source = memory({"x": data["x"], "label": data["label"]}, shuffle=shuffle)

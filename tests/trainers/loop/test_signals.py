@@ -59,7 +59,7 @@ def test_at_most_the_chunk_in_flight_passes(tmp_path):
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"  # reported before XLA compiles
 
 
-@pytest.mark.parametrize(("step", "program"), [(0, 1), (5, 2)])
+@pytest.mark.parametrize(("step", "program"), [(0, 1), pytest.param(5, 2, marks=pytest.mark.slow)])
 def test_sigterm_while_compiling(tmp_path, step, program):
     """Before the first step, and before the first evaluation."""
     count = []
@@ -81,6 +81,7 @@ def test_sigterm_while_compiling(tmp_path, step, program):
     assert_same(result.model, expected.model)
 
 
+@pytest.mark.slow
 def test_sigterm_after_the_last_report_is_no_preemption(tmp_path):
     result = trainer(tmp_path, callbacks=[at(20)]).fit()
     assert (result.status, result.step) == ("finished", 20)

@@ -187,6 +187,7 @@ def test_a_browser_shows_it_without_an_error_a_request_or_a_sideways_scroll(run,
     assert "CONSOLE" not in done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_workdir_nothing_is_written(tmp_path):
     script = (
         "from tests.support.models import MLP, labelled\n"

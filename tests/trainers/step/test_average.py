@@ -10,6 +10,8 @@ from flax import nnx
 from tests.support.models import MLP, Normed, assert_close, assert_same, labelled
 from trainers import Checkpoints, Trainer, load
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def test_its_decay_begins_low_and_batchnorm_s_statistics_belong_to_it():
     source, settings = labelled(16, shuffle=False), {"batch_size": 8, "optimizer": optax.sgd(0.1)}

@@ -103,6 +103,7 @@ def test_the_cadence_of_logs_and_evaluations_does_not_change_a_bit():
         assert result.metrics["eval/loss"] == results[0].metrics["eval/loss"]
 
 
+@pytest.mark.slow
 def test_the_cadence_does_not_change_a_bit_of_a_convolutional_model():
     source = memory(images(20), shuffle=True)
     results = [Trainer(CNN(), source, batch_size=8, epochs=2, log_every=n).fit() for n in (1, 100)]

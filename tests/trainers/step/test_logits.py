@@ -95,6 +95,7 @@ def test_large_logits_are_computed_in_slices_with_the_same_loss_and_gradient(acc
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.slow
 def test_slices_keep_the_bits_however_the_steps_are_divided(tmp_path):
     source, models = packed(100, 24, 13), [Decoder(100, 13) for _ in range(3)]
     trainer(models[0], source, steps=5, log_every=5).fit()

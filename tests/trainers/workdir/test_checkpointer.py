@@ -21,11 +21,18 @@ from trainers import Checkpoints, Trainer, every, load
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-@pytest.fixture
-def begun(tmp_path):
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory, compiled_once):
     """The workdir of a run of 8 steps."""
-    trainer(tmp_path, callbacks=[at(8)]).fit()
-    return tmp_path
+    workdir = tmp_path_factory.mktemp("eight")
+    trainer(workdir, callbacks=[at(8)]).fit()
+    return workdir
+
+
+@pytest.fixture
+def begun(eight, tmp_path):
+    """A copy of that workdir."""
+    return shutil.copytree(eight, tmp_path / "begun")
 
 
 class Wider(Normed):
@@ -42,7 +49,8 @@ OTHER = {
     "shuffle": {"source": memory(points(50))},
     "batch size": {"batch_size": 16},
 }
-OFTEN = "data", "batch size"
+OFTEN = ("data",)
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -102,6 +110,7 @@ def test_the_key_of_the_stages_is_compared_where_there_are_stages(tmp_path):
     assert run(5, seed=3, stages=[]) == 5  # a checkpoint that holds a key which is not used
 
 
+@pytest.mark.slow
 def test_restarted_data_begins_with_batch_0(begun):
     seen = []
 
@@ -123,10 +132,14 @@ def test_restarted_data_begins_with_batch_0(begun):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": Wider()}, r"model.out.bias is float32\(3,\), this run's float32\(4,\)"),
+        pytest.param(
+            {"model": Wider()},
+            r"model.out.bias is float32\(3,\), this run's float32\(4,\)",
+            marks=SLOW,
+        ),
         ({"model": MLP()}, r"is of another run: .*model.*missing"),
         ({"optimizer": optax.sgd(0.1)}, r"training.optimizer.0.count is int32\(\), this run's mis"),
-        ({"ema": None}, r"training.ema.*this run's missing"),
+        pytest.param({"ema": None}, r"training.ema.*this run's missing", marks=SLOW),
     ],
     ids=["shape", "model", "optimizer", "ema"],
 )
@@ -162,6 +175,7 @@ except OSError as error:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.slow
 def test_a_read_only_workdir_is_said(tmp_path):
     directory = tmp_path / "read-only"
     directory.mkdir(mode=0o555)
@@ -205,7 +219,7 @@ def test_every_minutes_saves_by_the_clock(tmp_path):
         names.append(sorted(p.name for p in (tmp_path / "checkpoints").glob("[0-9]*")))
 
     clock = Checkpoints(every=1000, every_minutes=1e-6, keep=100)
-    trainer(tmp_path, checkpoint=clock, callbacks=[every(1, look)]).fit()
+    trainer(tmp_path, checkpoint=clock, callbacks=[every(5, look)]).fit()
     assert any(int(name) < 20 for name in names[-1])
 
 

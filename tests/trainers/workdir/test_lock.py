@@ -71,6 +71,7 @@ def test_where_there_are_no_locks_a_lease_that_is_renewed_is_respected(tmp_path,
     assert not (workdir / "lease").exists()
 
 
+@pytest.mark.slow
 def test_a_lease_that_ended_is_free_at_once(tmp_path, hold):
     process, workdir = hold("lease"), epath.Path(tmp_path)
     process.stdin.close()

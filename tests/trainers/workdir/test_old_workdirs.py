@@ -3,6 +3,7 @@
 Floats are compared to 1e-5, since another processor rounds otherwise; records exactly.
 """
 
+import functools
 import json
 import tarfile
 from pathlib import Path
@@ -23,15 +24,26 @@ def unpacked(name, tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Goes on with an old run, once; returns its workdir and its result."""
+
+    @functools.cache
+    def go_on(name):
+        workdir = unpacked(name, tmp_path_factory.mktemp(name))
+        return workdir, old_runs.trainer(name, workdir).fit()
+
+    return go_on
+
+
 def close(given, expected):
     np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", old_runs.RUNS)
-def test_it_goes_on_with_the_next_batch_and_ends_as_if_undisturbed(name, tmp_path):
-    workdir = unpacked(name, tmp_path)
+def test_it_goes_on_with_the_next_batch_and_ends_as_if_undisturbed(name, ended):
+    workdir, result = ended(name)
     expected = json.loads((DATA / f"{name}.json").read_text())
-    result = old_runs.trainer(name, workdir).fit()
     assert (result.status, result.step) == ("finished", old_runs.STEPS)
     given = json.loads(json.dumps(old_runs.outcome(result)))
 
@@ -56,10 +68,9 @@ def test_it_goes_on_with_the_next_batch_and_ends_as_if_undisturbed(name, tmp_pat
     assert given["history"][-1]["rows_seen"] == begun + (50 - 32) + 6 * 8
 
 
-def test_its_best_step_stays_the_best(tmp_path):
-    workdir = unpacked("full", tmp_path)
+def test_its_best_step_stays_the_best(ended):
+    _, result = ended("full")
     expected = json.loads((DATA / "full.json").read_text())
-    result = old_runs.trainer("full", workdir).fit()
     assert result.best[0] == expected["best"][0] == 5
     close(result.best[1], expected["best"][1])
 

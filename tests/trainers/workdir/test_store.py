@@ -121,7 +121,13 @@ def test_stores_on_several_threads_save_at_once(tmp_path):
         assert list(pool.map(save, "abcd")) == [[4, 5]] * 4
 
 
-@pytest.mark.parametrize("name", ["run[lr=0.1]", "a b", "größe", "50%", "x*?", "#1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run[lr=0.1] größe 50%",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("a b", "x*?", "#1")),
+    ],
+)
 def test_a_path_of_any_characters(tmp_path, name):
     store = _saved(tmp_path / name, [1, 2], keep=1)
     assert store.steps() == [2]
@@ -138,6 +144,7 @@ def test_home_is_a_workdir(monkeypatch, tmp_path):
 # --- damage --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # single damages are tried below
 def test_no_damage_of_a_file_goes_unnoticed():
     """The short form of the benchmark: every block and every file in turn."""
     # In a process of its own: where reading fails, Orbax leaves tasks whose errors nobody asks for.
