@@ -41,10 +41,11 @@ class Group:
 
     def __init__(self, processes: int, devices: int = 1, *, lost_after: int = 60):
         self._folder = tempfile.TemporaryDirectory(prefix="process-group-")
+        flags = os.environ.get("XLA_FLAGS", "")
         env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
             "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
             "JAX_NUM_PROCESSES": str(processes),
             "JAX_COMPILATION_CACHE_DIR": self._folder.name,  # each program is compiled once

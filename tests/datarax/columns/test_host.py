@@ -105,7 +105,7 @@ def test_objects_of_one_length_stay_objects():
 def with_text():
     return MemorySource(
         MemorySourceConfig(shuffle=True),
-        {"x": np.arange(50.0), "text": ["some text"] * 50, "nested": {"t": ["more"] * 50}},
+        {"x": np.arange(300.0), "text": ["some text"] * 300, "nested": {"t": ["more"] * 300}},
     )
 
 

@@ -211,7 +211,12 @@ def test_the_columns_lie_dealt_and_a_short_shard_is_filled_up():
 
 @pytest.mark.parametrize(
     ("shards", "batch_size", "n", "shuffle"),
-    [(1, 3, 7, True), (6, 24, 50, True), (6, 6, 6, True), (4, 8, 50, False)],
+    [
+        (6, 24, 50, True),
+        (6, 6, 6, True),
+        (4, 8, 50, False),
+        pytest.param(1, 3, 7, True, marks=pytest.mark.slow),
+    ],
 )
 def test_each_epoch_of_a_pipeline_holds_each_record_once(shards, batch_size, n, shuffle):
     batches = pipeline(shards, batch_size, n=n, shuffle=shuffle)
@@ -220,7 +225,10 @@ def test_each_epoch_of_a_pipeline_holds_each_record_once(shards, batch_size, n, 
         assert shuffle or got == list(range(n))
 
 
-@pytest.mark.parametrize(("n", "others"), [(48, (24,)), (50, (8, 64))])
+@pytest.mark.parametrize(
+    ("n", "others"),
+    [(50, (8,)), *(pytest.param(*of, marks=pytest.mark.slow) for of in ((48, (24,)), (50, (64,))))],
+)
 def test_the_order_does_not_depend_on_the_batch_size(n, others):
     def epochs(batch_size):
         batches = pipeline(4, batch_size, n=n)
@@ -236,7 +244,7 @@ def test_shards_make_another_order_and_one_shard_makes_none():
     assert ids(pipeline(1)) == ids(Pipeline(source=source(), stages=[], batch_size=8))
 
 
-@pytest.mark.parametrize("n", [48, 50])
+@pytest.mark.parametrize("n", [pytest.param(48, marks=pytest.mark.slow), 50])
 def test_steps_a_scan_and_an_iteration_give_the_same_records(n):
     iterated = pipeline(n=n)
     expected = ids(iterated) + ids(iterated) + ids(iterated)

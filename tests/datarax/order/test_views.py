@@ -17,7 +17,7 @@ classes = st.sampled_from([2, 5, 20]).flatmap(
     lambda n: st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(lambda c: len(set(c)) > 1)
 )
 lengths = st.sampled_from([1, 2, 7, 40])  # each is compiled
-few = settings(deadline=None, max_examples=30)
+few = settings(deadline=None, max_examples=20)
 
 
 def epoch(view, seed):
@@ -38,12 +38,13 @@ def made(jaxpr):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 31, 64, 1000, 65_537])
 def test_a_keyed_permutation_is_one_for_every_key(length):
-    index = jnp.arange(length, dtype=jnp.uint32)
+    # Padded, so that short ones run through the same compiled operations.
+    index = jnp.arange(max(length, 1000), dtype=jnp.uint32) % np.uint32(length)
     orders = set()
     for key in (0, 1, 77, 2**32 - 1):
         order = keyed_permutation(
             index, jnp.full_like(index, length), jnp.full_like(index, np.uint32(key))
-        )
+        )[:length]
         assert sorted(order.tolist()) == list(range(length))
         orders.add(tuple(order.tolist()))
     assert len(orders) > 1 or length < 4
@@ -91,7 +92,9 @@ def test_a_balanced_view_has_each_class_equally_often_in_every_window(classes, s
 
 @few
 @given(
-    st.lists(st.floats(0, 1e6), min_size=1, max_size=40).filter(any),
+    st.sampled_from([1, 2, 9, 40]).flatmap(  # each is compiled
+        lambda n: st.lists(st.floats(0, 1e6), min_size=n, max_size=n).filter(any)
+    ),
     st.sampled_from([1, 3, 40, 200]),
     seeds,
 )

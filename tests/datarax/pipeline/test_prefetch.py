@@ -165,7 +165,7 @@ def test_abandoned_iterators_leave_nothing_behind(files, ways):
         "clone": lambda: files.clone().epoch_batches(8),
     }
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(100):
+    for _ in range(30):
         abandoned = iterators[ways]()
         next(abandoned)
         del abandoned

@@ -69,7 +69,7 @@ def kinds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexed") / "rows"
     rows.save_to_disk(folder)
     disk = datasets.load_from_disk(folder)
-    order = np.random.default_rng(0).permutation(N)[:1500]
+    order = np.random.default_rng(0).integers(0, N, N)  # some rows twice, others never
     return {"memory": rows, "disk": disk, "mapped": disk.select(order)}
 
 
@@ -112,7 +112,7 @@ def test_it_is_the_eager_source_in_all_that_is_asked_of_it(kinds, kind):
         same(eager.get_batch(size), indexed.get_batch(size))
         assert eager.get_state() == indexed.get_state()
     key = jax.random.key(5)
-    same(eager.get_batch_at(1450, 100, key), indexed.get_batch_at(1450, 100, key))
+    same(eager.get_batch_at(N - 50, 100, key), indexed.get_batch_at(N - 50, 100, key))
     same(eager.balanced("label").get_batch(50), indexed.balanced("label").get_batch(50))
     same(eager.collect_to_array(), indexed.collect_to_array())
 
