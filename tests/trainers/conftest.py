@@ -14,11 +14,17 @@ def two():
         yield group
 
 
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """The folder of the compiled programs."""
+    return tmp_path_factory.mktemp("compilation")
+
+
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Compiles each program once in a module, however many workdirs its runs have."""
+def compiled_once(programs):
+    """Compiles each program once for all modules that ask for it, whatever workdirs runs have."""
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compilation")),
+        "jax_compilation_cache_dir": str(programs),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }

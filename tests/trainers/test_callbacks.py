@@ -11,6 +11,8 @@ from trainers import Checkpoints, Trainer, every
 from trainers.callbacks import best_so_far, early_stopping, log_learning_rate, stops
 from trainers.run import Run
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 class Linear(nnx.Module):
     def __init__(self):

@@ -12,6 +12,8 @@ from tests.support.models import assert_same
 from tests.support.runs import at
 from trainers import Trainer, every
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 N = 50
 
 

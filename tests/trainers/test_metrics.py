@@ -9,6 +9,8 @@ from clu import metrics as clu
 from tests.support.models import MLP, memory, points
 from trainers import Trainer, metrics
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 sklearn = pytest.importorskip("sklearn.metrics")
 
 N, CLASSES = 101, 6

@@ -19,6 +19,8 @@ from datarax import (
 )
 from trainers import Checkpoints, Trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 N, SIZE = 50, 8  # six batches, and two records
 
 

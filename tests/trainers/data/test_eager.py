@@ -16,6 +16,8 @@ from trainers.data.adapt import as_pipeline
 from trainers.data.eager import EagerBatches
 from trainers.devices.layout import Layout
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @settings(deadline=None, max_examples=4)
 @given(

@@ -17,6 +17,8 @@ from trainers import Checkpoints, Trainer
 from trainers.data.adapt import as_batches, as_pipeline
 from trainers.devices.layout import Layout
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 N = 50
 
 

@@ -9,6 +9,8 @@ import pytest
 from tests.support.models import MLP, arrays, labelled, memory, points
 from trainers import Trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 N = 60
 VIEWS = {
     "fold": lambda s: s.fold(0, of=4, stratify="label")[0],

@@ -10,6 +10,8 @@ from datarax import Pipeline
 from tests.support.models import MLP, Normed, assert_same, labelled, memory, points
 from trainers import Trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def _expected(model, source):
     """Loss and accuracy over the whole source at once, by hand."""

@@ -21,6 +21,8 @@ from tests.support.runs import at
 from trainers import Trainer
 from trainers.report.chart import lines
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 N = 40
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (

@@ -11,6 +11,8 @@ from trainers import Trainer
 from trainers.loop import program
 from trainers.step import logits
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def packed(vocabulary, rows, length):
     """Returns a source of packed rows, and a fraction of its tokens that does not count."""

@@ -8,6 +8,8 @@ from tests.support.models import MLP, labelled
 from trainers import Trainer
 from trainers.step.optimizer import described, plain, rate_of
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 SCHEDULE = optax.linear_schedule(1.0, 0.0, 10)
 
 

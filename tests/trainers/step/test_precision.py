@@ -11,6 +11,8 @@ from tests.support.models import MLP, labelled, memory
 from trainers import Trainer
 from trainers.step.precision import entered_in
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 BF16, F32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
 
 

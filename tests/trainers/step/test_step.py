@@ -21,6 +21,8 @@ from tests.support.models import (
 )
 from trainers import Trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def _cross_entropy(model, batch):
     return optax.softmax_cross_entropy_with_integer_labels(model(batch["x"]), batch["label"])

@@ -9,6 +9,8 @@ from flax import nnx
 from tests.support.models import CNN, MLP, Language, images, labelled, memory, points
 from trainers import Trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 class Told(nnx.Module):
     """Is told by an argument whether it is in training, and given random streams."""

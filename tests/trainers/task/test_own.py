@@ -10,6 +10,8 @@ from flax import nnx
 from tests.support.models import MLP, called, labelled, memory, points
 from trainers import Trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def loss(model, batch):
     """Cross-entropy of inputs that only the loss scales, with outputs and a weight."""

@@ -12,6 +12,8 @@ from datarax import HFEagerSource, Pipeline
 from tests.support.models import CNN, MLP, Language, images, labelled, memory, points
 from trainers import Trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 RNGS = nnx.Rngs(0)
 
 

@@ -11,6 +11,8 @@ from datarax.tokens import Packer
 from tests.support.models import Decoder, Language, assert_close, memory, points
 from trainers import Trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 SETTINGS = {"batch_size": 4, "steps": 1, "optimizer": optax.sgd(1.0)}
 
 
