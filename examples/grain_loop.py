@@ -3,7 +3,7 @@
     python examples/grain_loop.py
     python examples/grain_loop.py --workdir runs/grain    # goes on if run again
 
-Test accuracy to expect: digits, which come with scikit-learn, 93 %, in 10 s on two CPU cores. The
+Test accuracy to expect: digits, which come with scikit-learn, 93 %, in 15 s on two CPU cores. The
 source decodes and holds the images; Grain shuffles, maps and batches, on the host, and its iterator
 has the state that is saved.
 """

@@ -1,7 +1,7 @@
 """One training script for one device or a pod; how it is launched is in README.md, beside it.
 
     python examples/pod/train.py                                             # on this machine
-    python examples/pod/local.py --processes 2 examples/pod/train.py         # as if it were two
+    python examples/pod/local.py --processes 2 --devices 1 examples/pod/train.py    # as two
     python examples/pod/train.py --dataset ylecun/mnist --workdir gs://my-bucket/mnist
 
 Test accuracy to expect, on any number of devices: digits, which come with scikit-learn, 99 %, in
