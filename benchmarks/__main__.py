@@ -23,6 +23,7 @@ COMMANDS = {
     "kill": ["kill", "--data", "eager"],
     "kill-views": ["kill", "--data", "views"],
     "indexed": ["indexed"],
+    "transforms": ["transforms"],
     "kill-indexed": ["kill", "--data", "indexed"],
     "kill-stream": ["kill", "--data", "stream"],
     "kill-packed": ["kill", "--data", "packed"],

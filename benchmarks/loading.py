@@ -59,11 +59,12 @@ def texts(rows: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"t": [" ".join(rng.choice(words, n)) for n in lengths]})
 
 
-def photos(rows: int, size: int) -> datasets.Dataset:
+def photos(rows: int, size: int, patches: int = 16) -> datasets.Dataset:
+    """Returns JPEGs of random patches of colour, so many an edge, blurred into each other."""
     rng = np.random.default_rng(0)
     files = []
     for _ in range(rows):
-        coarse = PIL.Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8))
+        coarse = PIL.Image.fromarray(rng.integers(0, 256, (patches, patches, 3)).astype(np.uint8))
         buffer = io.BytesIO()
         coarse.resize((size, size)).save(buffer, "JPEG")
         files.append({"bytes": buffer.getvalue(), "path": None})

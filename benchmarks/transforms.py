@@ -1,0 +1,141 @@
+"""Transforms of JPEGs of 512 x 512, beside what a user would write.
+
+    python -m benchmarks.transforms [--turns 9]
+
+About two minutes on two CPU cores. All ways run in turn within a round; a ratio is the other's time
+over ours, above 1 we are faster, and the figure is the median over the rounds.
+
+- Random crops of 224 pixels, flipped or not, by number and on all cores, beside as many processes
+  as there are cores, which call the same functions in a loop and give nothing back.
+- The same on one core, beside a loop that decodes each image whole and then crops and resizes it
+  with the same filter. Fine detail takes longer to decode than the coarse pattern of the loading
+  benchmark, so both are measured.
+- An eager source with `transform=resize`, beside `ds.map(resize)` and loading what it wrote.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import datasets
+import numpy as np
+import PIL.Image
+
+from benchmarks.loading import PROCESSES, photos
+from benchmarks.timing import seconds, summary, versions
+from datarax import HFEagerSource, HFIndexedSource
+from datarax.columns.transform import generator
+from datarax.transforms import random_resized_crop, resize
+
+CROP = random_resized_crop(224, flip=0.5)
+SHAPE = 224, 224, 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=9, help="of what is compared")
+    parser.add_argument("--quick", action="store_true", help="few rows and turns: only to try it")
+    args = parser.parse_args()
+    turns, rows = (2, 32) if args.quick else (args.turns, 400)
+    datasets.disable_progress_bars()
+    print(versions("jax", "datasets", "pillow"))
+    coarse, fine = photos(rows, 512), photos(rows, 512, patches=96)
+    print("Random crops, images a second, as a ratio to")
+    for name, ds in ("coarse", coarse), ("fine", fine):
+        print(f"  {f'all cores, in processes ({name})':36} {on_all_cores(ds, turns)}", flush=True)
+    for name, ds in ("coarse", coarse), ("fine", fine):
+        print(f"  {f'one core, decoded whole ({name})':36} {on_one_core(ds, turns)}", flush=True)
+    print("Eager images resized, rows a second, as a ratio to")
+    print(f"  {'ds.map(resize), then loading':36} {mapped(coarse, turns)}")
+
+
+def encoded_images(ds: datasets.Dataset) -> list[bytes]:
+    return [image["bytes"] for image in ds.with_format("arrow")["image"].to_pylist()]
+
+
+def loop(files: list[bytes], *, whole: bool) -> np.ndarray:
+    """Crops images one after the other, and nothing else."""
+    pixels = np.empty((len(files), *SHAPE), np.uint8)
+    for row, file in enumerate(files):
+        image = PIL.Image.open(io.BytesIO(file))
+        if whole:
+            image.load()
+        pixels[row] = CROP({"image": image}, generator(0, row))["image"]
+    return pixels
+
+
+def crop_on_request(end, files: list[bytes]) -> None:
+    with contextlib.suppress(EOFError):  # nobody asks any more
+        while end.recv():
+            loop(files, whole=False)
+            end.send("done")
+
+
+def on_all_cores(ds: datasets.Dataset, turns: int) -> str:
+    cores = sorted(os.sched_getaffinity(0))
+    pipes = [PROCESSES.Pipe() for _ in cores]
+    files = encoded_images(ds)
+    for number, (_, far) in enumerate(pipes):
+        work = far, files[number :: len(cores)]
+        PROCESSES.Process(target=crop_on_request, args=work, daemon=True).start()
+
+    def processes() -> None:
+        for near, _ in pipes:
+            near.send("go")
+        for near, _ in pipes:
+            near.recv()
+
+    source, rows = HFIndexedSource.from_dataset(ds, transform=CROP), np.arange(len(ds))
+    processes(), source.read_rows(rows)
+    found = [seconds(processes) / seconds(lambda: source.read_rows(rows)) for _ in range(turns)]
+    for near, _ in pipes:
+        near.send(None)
+    return summary(found)
+
+
+def on_one_core(ds: datasets.Dataset, turns: int) -> str:
+    """Compares within a process that has one core and has decoded nothing yet."""
+    near, far = PROCESSES.Pipe()
+    child = PROCESSES.Process(target=compare_on_one_core, args=(far, ds, turns), daemon=True)
+    child.start()
+    far.close()  # so that a child that fails ends the wait
+    ratios = near.recv()
+    child.join()
+    return summary(ratios)
+
+
+def compare_on_one_core(end, ds: datasets.Dataset, turns: int) -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    files, rows = encoded_images(ds), np.arange(len(ds))
+    source = HFIndexedSource.from_dataset(ds, transform=CROP, num_threads=1)
+    loop(files, whole=True), source.read_rows(rows)
+    end.send(
+        [
+            seconds(lambda: loop(files, whole=True)) / seconds(lambda: source.read_rows(rows))
+            for _ in range(turns)
+        ]
+    )
+
+
+def mapped(ds: datasets.Dataset, turns: int) -> str:
+    features = datasets.Features({"image": datasets.Array3D(SHAPE, "uint8")})
+
+    def by_map() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder, "rows.arrow"))
+            HFEagerSource.from_dataset(ds.map(resize(224), features=features, cache_file_name=file))
+
+    def ours() -> None:
+        HFEagerSource.from_dataset(ds, transform=resize(224))
+
+    by_map(), ours()
+    return summary([seconds(by_map) / seconds(ours) for _ in range(turns)])
+
+
+if __name__ == "__main__":
+    main()
