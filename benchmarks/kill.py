@@ -4,9 +4,10 @@
 
 A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffled source: held in
 memory (`eager`), a mixture of a balanced view of a fold of a selection and of a weighted view of a
-split (`views`), read by number from mapped files (`indexed`), or streamed from files and read ahead
-(`stream`; `transformed` with a transform that draws). It has a stage that draws random numbers, an
-average of the parameters, evaluation, callbacks and a checkpoint every few steps. It gets SIGKILL
+split (`views`), pictures of many sizes that are read by number and cut by `random_resized_crop`
+(`indexed`), or streamed from files and read ahead (`stream`; `transformed` with a transform that
+draws). It has a stage that draws random numbers, an average of the parameters, evaluation,
+callbacks and a checkpoint every few steps. It gets SIGKILL
 or SIGTERM: some while it starts and compiles, some at any moment of the training, some while a
 checkpoint is being written. It is started again until it is finished, and then everything it leaves
 must be that of a run nobody disturbed, bit for bit: the variables, the optimizer's state, the
@@ -113,11 +114,9 @@ def points(n: int, seed: int) -> dict[str, Any]:
     return {"x": x, "label": (x[:, :5] + rng.normal(size=(n, 5))).argmax(1).astype(np.int32)}
 
 
-def write_files(folder: Path) -> None:
-    """Writes the stream's Parquet files, of different lengths."""
-    import datasets
-
-    data, start = datasets.Dataset.from_dict(points(ROWS, 0)), 0
+def write_files(folder: Path, data: Any) -> None:
+    """Writes a dataset's Parquet files, of different lengths."""
+    start = 0
     folder.mkdir(parents=True)
     for number, stop in enumerate((40, 200, 201, 500, 640, 777, ROWS)):
         data.select(range(start, stop)).to_parquet(folder / f"train-{number}.parquet")
@@ -171,11 +170,42 @@ def viewed() -> Any:
     return MixedSource(views, [(0, [2, 1]), (1_500, [1, 1])])
 
 
-def indexed(folder: Path) -> Any:
-    """Returns a shuffled source of those files' rows by number."""
-    from datarax import HFIndexedConfig, HFIndexedSource
+def pictures() -> Any:
+    """Returns a dataset of pictures of many sizes, brighter on the side that the label names."""
+    import datasets
+    import numpy as np
+    import PIL.Image
 
-    return HFIndexedSource(HFIndexedConfig(name=str(folder), split="train", shuffle=True, seed=3))
+    rng, columns = np.random.default_rng(0), {"image": [], "label": []}
+    for label in rng.integers(0, 5, ROWS).tolist():
+        height, width = rng.integers(8, 40, 2)
+        pixels = rng.integers(0, 128, (height, width), np.uint8)
+        pixels[:, label * width // 5 :] += 100
+        columns["image"].append(PIL.Image.fromarray(pixels))
+        columns["label"].append(label)
+    features = {"image": datasets.Image(), "label": datasets.Value("int32")}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def indexed(folder: Path) -> Any:
+    """Returns a shuffled source of those pictures by number, cut at random."""
+    import numpy as np
+
+    from datarax import HFIndexedConfig, HFIndexedSource
+    from datarax.transforms import chain, random_resized_crop
+
+    def flat(record):
+        return {"x": np.float32(record["image"].ravel() / 255), "label": record["label"]}
+
+    return HFIndexedSource(
+        HFIndexedConfig(
+            name=str(folder),
+            split="train",
+            shuffle=True,
+            seed=3,
+            transform=chain(random_resized_crop(4, mode="L", flip=0.5), flat),
+        )
+    )
 
 
 def _without_keys(leaves):
@@ -319,8 +349,12 @@ def main() -> None:
 
     args.kills = 2 if args.quick else args.kills
     root = args.keep or Path(tempfile.mkdtemp(prefix="datarax-kill-"))
-    if args.data in ("indexed", "stream", "transformed"):
-        write_files(root / "files")
+    if args.data in ("stream", "transformed"):
+        import datasets
+
+        write_files(root / "files", datasets.Dataset.from_dict(points(ROWS, 0)))
+    elif args.data == "indexed":
+        write_files(root / "files", pictures())
     begun, moments, different = time.time(), Moments(args.seed), []
     whole = root / "whole"
     process = _start(whole, args)

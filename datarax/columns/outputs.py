@@ -1,7 +1,7 @@
 """The columns that a transform makes: their shapes, dtypes and features, as of the first record."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,9 +123,11 @@ class Outputs:
         fix = f"Return numbers, or leave {path[0]!r} out of what the transform returns."
         return HostColumn(".".join(path), cells, reason=self.why_host()[path], fix=fix)
 
-    def buffers(self, rows: int) -> dict[Path, np.ndarray]:
-        """Returns arrays of shape `(rows, ...)` to write records to."""
-        return {c.path: np.empty((rows, *c.shape), c.dtype) for c in self.columns.values()}
+    def buffers(
+        self, rows: int, empty: Callable[..., np.ndarray] = np.empty
+    ) -> dict[Path, np.ndarray]:
+        """Returns arrays of shape `(rows, ...)` to write records to, each made by `empty`."""
+        return {c.path: empty((rows, *c.shape), c.dtype) for c in self.columns.values()}
 
     def write(self, buffers: dict[Path, np.ndarray], row: int, made: dict[Path, Any]) -> None:
         """Writes what the transform made of a record; safe on several threads for different rows.

@@ -1,6 +1,7 @@
 """The rows of a dataset, read by their number from mapped Arrow files, on several threads."""
 
 import functools
+import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
@@ -9,13 +10,14 @@ import datasets
 import numpy as np
 
 from datarax.columns.arrow import Column, Rows, cores, rows_of, without_views
+from datarax.columns.buffers import Buffers
 from datarax.columns.column_reader import ColumnReader, column_reader
 from datarax.columns.images import Damage, damaged
 from datarax.columns.labels import expect_named
 from datarax.columns.load import is_image
 from datarax.columns.mapped import MappedFiles
 from datarax.columns.nested import nested, parts
-from datarax.columns.picture_reader import PixelReader, picture_reader
+from datarax.columns.picture_reader import EncodedReader, PixelReader, picture_reader
 from datarax.columns.rows import ReadRows
 from datarax.hub.private import table_of
 
@@ -58,6 +60,7 @@ class RowReader:
         self._skips = on_bad_rows == "skip"
         self._threads = num_threads or cores()
         self._pool: ThreadPoolExecutor | None = None
+        self._buffers = Buffers()
         scope = rows_of(dataset)
         self._length, self._positions = scope.length, scope.positions
         self._leaves: dict[tuple[str, ...], tuple[Column, ColumnReader]] = {}
@@ -111,7 +114,7 @@ class RowReader:
         rows = Rows(len(numbers), positions, numbers)
         leaves = [leaf for leaf in self._leaves.values() if not names or leaf[0].path[0] in names]
         out = [
-            np.empty((rows.length, *reader.empty.shape[1:]), reader.empty.dtype)
+            self._buffers.empty((rows.length, *reader.empty.shape[1:]), reader.empty.dtype)
             for _, reader in leaves
         ]
         tasks = [
@@ -120,17 +123,20 @@ class RowReader:
             for where, some in self._split(reader, rows)
         ]
         self._files.expect_whole()
-        whole = np.ones(rows.length, bool)
-        for (column, _, some, _), damage in zip(tasks, self._run(tasks), strict=True):
+        whole, begun = np.ones(rows.length, bool), time.perf_counter()
+        found, took = self._run(tasks), time.perf_counter() - begun
+        for (column, _, some, _), damage in zip(tasks, found, strict=True):
             if damage and not self._skips:
-                found = {int(row): said for row, said in damage.items()}
+                rows_at_fault = {int(row): said for row, said in damage.items()}
                 raise damaged(Column(column.path, column.feature, column.values, some),
-                              *min(found.items()))  # fmt: skip
+                              *min(rows_at_fault.items()))  # fmt: skip
             if damage:
                 assert some.numbers is not None
                 whole &= ~np.isin(numbers, some.numbers[list(damage)])
         paths = (column.path for column, _ in leaves)
-        return ReadRows(nested(zip(paths, out, strict=True)), whole)
+        # Of encoded images, copying the bytes is nothing beside decoding them.
+        decodes = any(isinstance(reader, EncodedReader) for _, reader in leaves)
+        return ReadRows(nested(zip(paths, out, strict=True)), whole, decodes * took)
 
     def _split(self, reader: ColumnReader, rows: Rows) -> Iterator[tuple[slice, Rows]]:
         """Yields the parts of rows that threads read."""

@@ -1,6 +1,7 @@
 """A dataset's rows as a transform makes them: some by number, or all as columns."""
 
 import functools
+import time
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import datasets
 import numpy as np
 
 from datarax.columns.arrow import gathered, rows_of, without_views
+from datarax.columns.buffers import Buffers
 from datarax.columns.load import Columns, chosen_features, row_numbers
 from datarax.columns.mapped import MappedFiles
 from datarax.columns.nested import Path, nested
@@ -80,7 +82,7 @@ class TransformedRows:
         chunks = (chunk for column in self._table.columns for chunk in column.chunks)
         buffers = (buffer for chunk in chunks for buffer in chunk.buffers() if buffer is not None)
         self._files = MappedFiles(buffer.address for buffer in buffers)
-        self.trim = self._files.trim
+        self.trim, self._buffers = self._files.trim, Buffers()
         row_bytes = max(1, self._table.nbytes // max(len(self._table), 1))
         self._at_once = max(1, min(_AT_ONCE, _BYTES // row_bytes))
         few = min(len(dataset), 64)
@@ -127,10 +129,10 @@ class TransformedRows:
             Exception: What the transform raised, with the row's number in its message.
         """
         indices = row_numbers(indices, len(self)) if len(indices) else np.empty(0, np.int64)
-        out = self.transformer.outputs.buffers(len(indices))
-        whole = self._read_into(out, indices, seed)
+        out = self.transformer.outputs.buffers(len(indices), self._buffers.empty)
+        whole, decoding = self._read_into(out, indices, seed)
         wanted = {p: column for p, column in out.items() if names is None or p[0] in names}
-        return ReadRows(nested(wanted.items()), whole)
+        return ReadRows(nested(wanted.items()), whole, decoding)
 
     def load(self, rows: np.ndarray | None = None) -> Columns:
         """Returns all rows, or some, as columns; rows that are skipped are left out.
@@ -140,7 +142,7 @@ class TransformedRows:
         """
         numbers = np.arange(len(self)) if rows is None else row_numbers(rows, len(self))
         out = self.transformer.outputs.buffers(len(numbers))
-        whole = self._read_into(out, numbers, 0)
+        whole, _ = self._read_into(out, numbers, 0)
         skipped = len(numbers) - int(whole.sum())
         if skipped:
             out = {path: column[whole] for path, column in out.items()}
@@ -153,24 +155,28 @@ class TransformedRows:
             for path, column in out.items()
         )
 
-    def _read_into(self, out: dict[Path, np.ndarray], indices: np.ndarray, seed: int) -> np.ndarray:
-        """Writes rows to arrays, and returns which of them are whole."""
-        whole = np.ones(len(indices), bool)
+    def _read_into(
+        self, out: dict[Path, np.ndarray], indices: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, float]:
+        """Writes rows to arrays; returns which are whole, and the seconds of transforming them."""
+        whole, took = np.ones(len(indices), bool), 0.0
         for start in range(0, len(indices), self._at_once):
             some = slice(start, start + self._at_once)
             part = {path: column[some] for path, column in out.items()}
-            errors = self._apply(indices[some], seed, part)
+            records = self._records(indices[some])
+            begun = time.perf_counter()
+            errors = self._apply(records, indices[some], seed, part)
+            took += time.perf_counter() - begun
             for error in errors.values():
                 if self.transformer.must_raise(error):
                     raise error
             whole[[start + row for row in errors]] = False
             self.trim()
-        return whole
+        return whole, took
 
     def _apply(
-        self, indices: np.ndarray, seed: int, out: dict[Path, np.ndarray]
+        self, records: Records, indices: np.ndarray, seed: int, out: dict[Path, np.ndarray]
     ) -> dict[int, Exception]:
-        records = self._records(indices)
         return self.transformer.apply(
             records, indices, seed, out, lambda row: f"record {indices[row]}"
         )

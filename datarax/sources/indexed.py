@@ -176,7 +176,7 @@ class IndexedSourceBase(RandomAccessSource):
         expect_between("batch_size", batch_size, 1, MAX_RECORDS)
         rows = self._host_rows(*self.position(), batch_size)
         self.skip(batch_size)
-        self._count(rows.whole)
+        self._count(rows)
         return rows.columns
 
     def take(self, count: int, step: int) -> Iterator[dict[str, Any]]:
@@ -202,10 +202,16 @@ class IndexedSourceBase(RandomAccessSource):
         valid[:filled] &= read.whole.reshape(filled, batch_size)
         skipped = len(read.whole) - int(read.whole.sum())
         self._counts.skipped += skipped
+        self._counts.decoding += read.decoding
         ends = np.minimum(index + whole * np.arange(batches + 1), self.length).tolist()
         self.move(epoch, ends[-1])
         states, ranks = [(epoch, end) for end in ends], positions.astype(np.uint32)
         return Block(columns, valid, ranks, epoch, filled, states, skipped, full)
+
+    @property
+    def decoding_seconds(self) -> float:
+        """Seconds that decoding and transforming rows took so far; see `Source`."""
+        return self._counts.decoding
 
     def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
         """Returns the number of each record of an epoch; see `Source`."""
@@ -216,12 +222,13 @@ class IndexedSourceBase(RandomAccessSource):
     def _next_batch(self, batch_size: int) -> dict[str, Any]:
         rows = self._host_rows(*self.position(), batch_size)
         self.skip(batch_size)
-        self._count(rows.whole)
+        self._count(rows)
         return rows.columns if rows.whole.all() else _some(rows.columns, rows.whole)
 
-    def _count(self, whole: np.ndarray) -> None:
-        self._counts.applied += int(whole.sum())
-        self._counts.skipped += int((~whole).sum())
+    def _count(self, rows: ReadRows) -> None:
+        self._counts.applied += int(rows.whole.sum())
+        self._counts.skipped += int((~rows.whole).sum())
+        self._counts.decoding += rows.decoding
 
     def _each(self, epoch: int, index: int, size: int) -> Iterator[dict[str, Any] | None]:
         rows = self._host_rows(epoch, index, size)
