@@ -12,7 +12,6 @@ step of ten milliseconds that waits for the rows, and the peak memory by the num
 import argparse
 import itertools
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -179,14 +178,20 @@ def overlapped(dataset: datasets.Dataset, pause: float) -> str:
     return f"{took / max(reading, 1.0):8.3f}   (batches of {size})"
 
 
+def peak_megabytes() -> int:
+    """Returns this process's peak memory; `ru_maxrss` would be that of its parent, if larger."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
+
+
 def peak(file: Path) -> None:
     """Prints this process's peak memory after some batches of a file."""
     dataset = datasets.Dataset.from_file(str(file))
-    opened = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    opened = peak_megabytes()
     source = HFIndexedSource.from_dataset(dataset, shuffle=True)
     for _ in range(60):
         source.get_host_batch(4096)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    held = peak_megabytes()
     size = file.stat().st_size / 1e6
     print(f"Peak memory, {len(dataset):,} rows of {size:.0f} MB: {held} MB ({opened} as opened)")
 

@@ -9,21 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+HELD = 64 << 20  # bytes of mapped files that this process may hold, about
+
 _MAPS, _STATM = Path("/proc/self/maps"), Path("/proc/self/statm")
 _DONTNEED = 4  # of `madvise`, on every Linux
-
-
-def _held() -> int:
-    """Returns how many bytes of mapped files this process may hold, about.
-
-    They are the system's cache, which it takes back where it lacks memory, and to map them anew
-    costs ten times what copying a row of 784 bytes does: so a 64th of the machine's memory.
-    """
-    pages = os.sysconf("SC_PHYS_PAGES") if _STATM.exists() else 0
-    return max(64 << 20, pages * mmap.PAGESIZE // 64)
-
-
-HELD = _held()
 
 
 class MappedFiles:
