@@ -6,9 +6,9 @@ A process of its own trains a model with Dropout, BatchNorm and Adam on a shuffl
 memory (`eager`), a mixture of a balanced view of a fold of a selection and of a weighted view of a
 split (`views`), pictures of many sizes that are read by number and cut by `random_resized_crop`
 (`indexed`), or streamed from files and read ahead (`stream`; `transformed` with a transform that
-draws). It has a stage that draws random numbers, an average of the parameters, evaluation,
-callbacks and a checkpoint every few steps. It gets SIGKILL
-or SIGTERM: some while it starts and compiles, some at any moment of the training, some while a
+draws; `grain` from an `IterDataset` of Grain). It has a stage that draws random numbers, an average
+of the parameters, evaluation, callbacks and a checkpoint every few steps. It gets SIGKILL or
+SIGTERM: some while it starts and compiles, some at any moment of the training, some while a
 checkpoint is being written. It is started again until it is finished, and then everything it leaves
 must be that of a run nobody disturbed, bit for bit: the variables, the optimizer's state, the
 history, the stream's position, and `metrics.jsonl` but for its times. With `packed` it is a
@@ -73,6 +73,7 @@ def train(workdir: Path, steps: int, data: str) -> None:
         "indexed": lambda: indexed(workdir.parent / "files"),
         "stream": lambda: streamed(workdir.parent / "files"),
         "transformed": lambda: streamed(workdir.parent / "files", transform=noisy),
+        "grain": grained,
         "packed": packed,
     }
     model: nnx.Module = Model(nnx.Rngs(params=0, dropout=1))
@@ -137,6 +138,18 @@ def streamed(folder: Path, **fields: Any) -> Any:
     rows = datasets.load_dataset(str(folder), split="train", streaming=True)
     fields |= {"shuffle": True, "seed": 3, "shuffle_buffer_size": 300}
     return HFStreamingSource.from_dataset(rows, **fields)
+
+
+def grained() -> Any:
+    """Returns a stream of the same rows, in an order of Grain's."""
+    import grain
+
+    from datarax import IterableSource
+
+    data = points(ROWS, 0)
+    rows = grain.MapDataset.range(ROWS).seed(3).shuffle()
+    rows = rows.map(lambda row: {name: column[row] for name, column in data.items()})
+    return IterableSource(rows.to_iter_dataset())
 
 
 def packed() -> Any:
@@ -338,7 +351,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=120, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
-    kinds = ["eager", "views", "indexed", "stream", "transformed", "packed"]
+    kinds = ["eager", "views", "indexed", "stream", "transformed", "grain", "packed"]
     parser.add_argument("--data", choices=kinds, default="eager")
     parser.add_argument("--quick", action="store_true", help="two kills: only to try it")
     parser.add_argument("--keep", type=Path, help="a folder for the runs' workdirs")

@@ -23,6 +23,7 @@ from pathlib import Path
 import datasets
 import jax
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 from flax import nnx
 
@@ -35,6 +36,7 @@ from datarax import (
 )
 from datarax.sources import SourceConfigBase
 from datarax.stream.shards import TableShards
+from datarax.transforms import random_resized_crop
 from trainers import Trainer, every
 from trainers.run import Run
 
@@ -75,6 +77,7 @@ def main() -> None:
             slow = seconds(lambda: by_row(stream, few)) / few
             ratios.append(slow / (seconds(lambda: ours(stream, rows, host=False)) / rows))
         print(f"  {'get_batch (JAX arrays)':36} {summary(ratios)}")
+    pictures(turns, 60 if args.quick else 400)
     overlap()
     training(turns)
     memory()
@@ -114,6 +117,30 @@ def ours(stream: datasets.IterableDataset, rows: int, *, host: bool, **fields) -
         source.get_state()
 
 
+def pictures(turns: int, rows: int) -> None:
+    """Photographs that a transform crops at random, on one thread and on one a core."""
+    rng, files = np.random.default_rng(0), []
+    for _ in range(20):
+        noise = PIL.Image.fromarray(rng.integers(0, 256, (47, 63, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        noise.resize((500, 375), PIL.Image.Resampling.BICUBIC).save(file, "JPEG")
+        files.append({"bytes": file.getvalue(), "path": None})
+    data = datasets.Dataset.from_dict({"image": files * (rows // 20)})
+    stream = data.cast_column("image", datasets.Image()).to_iterable_dataset(num_shards=4)
+    crop = random_resized_crop(224, flip=0.5)
+
+    def read(num_threads: int | None) -> None:
+        source = HFStreamingSource.from_dataset(stream, transform=crop, num_threads=num_threads)
+        for _ in source.epoch_batches(32):
+            pass
+
+    read(None)
+    pairs = [(seconds(lambda: read(1)), seconds(lambda: read(None))) for _ in range(turns)]
+    rate = rows / np.median([several for _, several in pairs])
+    print(f"Random crops of {rows} JPEGs of 500 x 375 in a stream ({rate:.0f} a second):")
+    print(f"  {'threads, as a ratio to one thread':36} {summary([a / b for a, b in pairs])}")
+
+
 def overlap() -> None:
     """A reader that waits, as on a network, while a step computes (here: waits too)."""
 
@@ -149,12 +176,12 @@ class Waiting(TableShards):
 
     def __init__(self, dataset: datasets.Dataset):
         super().__init__(dataset)
-        self.num_shards = 1
+        self.num_shards, self._at_once = 1, TRAINED
 
     def open(self, shard: int, state: int | None) -> Iterator[tuple[pa.Table, int]]:
-        for start in range(state or 0, self.length, TRAINED):
+        for read in super().open(shard, state):
             time.sleep(self.pause)
-            yield self._read(start, TRAINED), start + TRAINED
+            yield read
 
     def source(self) -> StreamingSourceBase:
         return StreamingSourceBase(SourceConfigBase(), self)

@@ -92,18 +92,17 @@ class StreamingSourceBase(PositionedStreams):
             rngs=rngs,
             name=name,
         )
-        self._transform = nnx.static(transform)
 
     # --- state -----------------------------------------------------------------------------------
 
     def state_at(self, position: Position) -> dict[str, Any]:
         """Returns the state of the source when it stands at `position`; see `Source`."""
-        return state_with_transform(super().state_at(position), self._transform)
+        return state_with_transform(super().state_at(position), self._streams.decoder.transform)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores a state; see `PositionedStreams`. Of another transform, it warns once."""
         super().set_state(state)
-        note_other_transform(state, self._transform, self.label)
+        note_other_transform(state, self._streams.decoder.transform, self.label)
 
     # --- batches ---------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from datarax.columns.images import pictures
 from datarax.columns.labels import class_label, said_of, unnamed
 from datarax.columns.nested import Path, at, nested
 from datarax.columns.objects import needs_decoding, python_rows
+from datarax.columns.transform import TransformFunction
 from datarax.stream.faults import Fault, Faults, damage, extra, misfit, no_dict, unlike
 from datarax.stream.schema import ColumnSpec, FirstRows, joined
 from datarax.stream.timed import timed
@@ -80,6 +81,11 @@ class Decoder:
     def features(self) -> datasets.Features:
         """The features of the columns."""
         return self.stored
+
+    @property
+    def transform(self) -> TransformFunction | None:
+        """The transform that makes the columns, None where they are as stored."""
+        return None
 
     @property
     def kept_names(self) -> list[str]:

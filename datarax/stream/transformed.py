@@ -73,6 +73,11 @@ class TransformedDecoder(Decoder):
         return self.transformer.outputs.features
 
     @property
+    def transform(self) -> TransformFunction:
+        """The transform that makes the columns."""
+        return self.transformer.transform.function
+
+    @property
     def kept_names(self) -> list[str]:
         """All columns: a transform is given records as they are stored."""
         return list(self.stored)

@@ -38,10 +38,12 @@ def _assert_whole(result, workdir, whole):
 
 
 @pytest.mark.slow
-def test_killed_processes_end_as_an_undisturbed_one():
+@pytest.mark.parametrize("data", ["eager", "transformed", "grain"])
+def test_killed_processes_end_as_an_undisturbed_one(data):
     """The short form of the benchmark: SIGKILL and SIGTERM at random moments."""
+    command = "benchmarks.kill", "--kills", "2", "--steps", "16", "--data", data
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kill", "--kills", "2", "--steps", "16"],
+        [sys.executable, "-m", *command],
         capture_output=True,
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},

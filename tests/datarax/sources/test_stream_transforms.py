@@ -1,5 +1,6 @@
 """`transform=` of streams: what it is given, exact batches and states, bad rows, training."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -264,9 +265,20 @@ def test_texts_train_a_model_and_resume_exactly(folder, tmp_path):
         assert one.tobytes() == two.tobytes()
 
 
+@dataclasses.dataclass
+class Scaled:
+    """A transform that cannot be hashed."""
+
+    by: float
+
+    def __call__(self, record, rng):
+        return {"row": record["row"], "x": rng.normal() * self.by}
+
+
 def test_a_pipeline_that_is_read_ahead_gives_the_same_batches(folder):
     def pipeline():
-        return Pipeline(source=source(folder, shuffle=True), stages=[], batch_size=50)
+        rows = source(folder, Scaled(2.0), shuffle=True)
+        return Pipeline(source=rows, stages=[], batch_size=50)
 
     expected = [as_bytes(batch) for batch in pipeline()]
     with prefetch_to_device(pipeline()) as batches:
