@@ -120,7 +120,9 @@ class TensorBoard:
 
     @functools.cached_property
     def _writer(self) -> Any:
-        return self._open(os.fspath(self._directory))  # a new file, so not before it is needed
+        # A new file, so not before it is needed. Its usual name holds the second: a run that goes
+        # on within the same one would write over the file before.
+        return self._open(os.fspath(self._directory), filename_suffix=f".{time.time_ns()}")
 
     def resume(self, step: int) -> None:
         """Takes out of the files what is of later steps than `step`."""

@@ -140,6 +140,15 @@ def test_tensorboard_files(tmp_path):
     assert events(tmp_path)["train/loss"] == [3]
 
 
+def test_tensorboard_files_of_one_second_are_two(tmp_path):
+    pytest.importorskip("tensorboardX")
+    for step in 1, 2, 3:
+        writer = TensorBoard(tmp_path)
+        writer.write_scalars(step, {"train/loss": 0.5})
+        writer.close()
+    assert events(tmp_path)["train/loss"] == [1, 2, 3]
+
+
 def test_tensorboard_has_each_step_once_however_often_the_run_is_cut(tmp_path):
     pytest.importorskip("tensorboardX")
 
