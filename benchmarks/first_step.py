@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.timing import versions
+from benchmarks.timing import peak_megabytes, versions
 from datarax import MemorySource, MemorySourceConfig
 from examples.lm import LENGTH, VOCABULARY, Transformer
 from trainers import Trainer, every
@@ -98,12 +98,7 @@ def measure(side: str, steps: int) -> dict[str, float]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 
     SIDES[side](model, rows, steps, first)
-    return {**found, "megabytes": _peak()}
-
-
-def _peak() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return {**found, "megabytes": peak_megabytes()}
 
 
 def in_a_process(side: str, steps: int) -> dict[str, float]:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
 
-from benchmarks.timing import seconds, summary, versions
+from benchmarks.timing import peak_megabytes, seconds, summary, versions
 from datarax import HFIndexedSource, prefetch_to_device
 
 SIZES = {"784 bytes": (784, 100_000, 128), "150 kB": (150_528, 2_000, 64)}
@@ -178,12 +178,6 @@ def overlapped(dataset: datasets.Dataset, pause: float) -> str:
     return f"{took / max(reading, 1.0):8.3f}   (batches of {size})"
 
 
-def peak_megabytes() -> int:
-    """Returns this process's peak memory; `ru_maxrss` would be that of its parent, if larger."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
-
-
 def peak(file: Path) -> None:
     """Prints this process's peak memory after some batches of a file."""
     dataset = datasets.Dataset.from_file(str(file))
@@ -192,8 +186,8 @@ def peak(file: Path) -> None:
     for _ in range(60):
         source.get_host_batch(4096)
     held = peak_megabytes()
-    size = file.stat().st_size / 1e6
-    print(f"Peak memory, {len(dataset):,} rows of {size:.0f} MB: {held} MB ({opened} as opened)")
+    rows = f"{len(dataset):,} rows of {file.stat().st_size / 1e6:.0f} MB"
+    print(f"Peak memory, {rows}: {held:.0f} MB ({opened:.0f} as opened)")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def texts(rows: int) -> datasets.Dataset:
 
 
 def photos(rows: int, size: int, patches: int = 16) -> datasets.Dataset:
-    """Returns JPEGs of random patches of colour, so many an edge, blurred into each other."""
+    """Returns JPEGs of `patches` x `patches` random colours, blurred into each other."""
     rng = np.random.default_rng(0)
     files = []
     for _ in range(rows):

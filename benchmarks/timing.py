@@ -8,6 +8,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 PAIRS = 15
 
@@ -79,6 +80,12 @@ def seconds(run: Callable[[], object]) -> float:
     begun = time.perf_counter()
     run()
     return time.perf_counter() - begun
+
+
+def peak_megabytes() -> float:
+    """Returns this process's peak memory; `ru_maxrss` would be that of its parent, if larger."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def summary(values: list[float]) -> str:

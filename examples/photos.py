@@ -7,10 +7,10 @@
 Accuracy to expect on held-out textures, and the time on two CPU cores: 98 % in two minutes.
 
 The pictures are JPEGs that lie on disk. For each batch, threads read and decode its pictures, and
-`random_resized_crop` and `flip` make images of one size of them: others in every epoch, and the
-same ones after a resume, since they depend on the seed, the epoch and the picture alone. Held-out
-pictures, a fifth of all, are cut out of the middle. The run keeps its checkpoints and its report
-under runs/photos; the same command goes on where it ended.
+`random_resized_crop` cuts images of one size out of them, half of them mirrored: others in every
+epoch, and the same ones after a resume, since a crop depends on nothing but the seed, the epoch and
+the picture. Held-out pictures, a fifth of all, are cut out of the middle. The run keeps its
+checkpoints and its report under runs/photos; the same command goes on where it ended.
 """
 
 import argparse

@@ -32,8 +32,8 @@ class MixedSource(PositionedMixture):
     spread; over many rounds the proportions are exact. A source that ends begins its next epoch.
 
     Weights in stages change with the draws: a round holds what the weights sum up to over it, to
-    within one, and the records before a stage's first draw do not depend on it. (Of three or more
-    sources, a round in which a stage begins is seldom off by up to 1.3.)
+    within one, and the records before a stage's first draw do not depend on it. With three or
+    more sources, a stage that begins near the end of a round may leave that round off by 1.3.
 
     With `stop="never"` a mixture is an unbounded stream. With `"first"` or `"all"` it has epochs,
     which are alike: the draws and the stages begin again, and each source goes on where it is.

@@ -66,6 +66,7 @@ def unlike(spec: ColumnSpec, values: pa.Array, row: int) -> Fault:
 
 
 def misfit(spec: ColumnSpec, found: str) -> Fault:
+    """Returns the fault of a row that is not as the first rows of its column."""
     if spec.host is not None:
         begun = f"a list of {spec.host.dtype}"
     else:
@@ -80,6 +81,7 @@ def misfit(spec: ColumnSpec, found: str) -> Fault:
 
 
 def extra(name: str, features: datasets.Features) -> Fault:
+    """Returns the fault of a row with a column that the first rows lack."""
     return Fault(
         name,
         f"the stream's first rows have no such column, only {listed(features)}. Declare all "
@@ -89,6 +91,7 @@ def extra(name: str, features: datasets.Features) -> Fault:
 
 
 def no_dict(path: Path) -> Fault:
+    """Returns the fault of a row that is None where a column is a dict."""
     return Fault(
         ".".join(path),
         "found None, and in the stream's first rows each is a dict. Drop or fill such rows, ds = "
@@ -97,6 +100,7 @@ def no_dict(path: Path) -> Fault:
 
 
 def damage(spec: ColumnSpec, error: DamagedImage) -> Fault:
+    """Returns the fault of a row whose image cannot be decoded."""
     return Fault(
         spec.name,
         f"{error}: the image cannot be decoded. Repair it, or leave such rows out with "

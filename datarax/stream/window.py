@@ -29,12 +29,8 @@ class Table:
     """
 
     def __init__(self, rows: pa.Table, shard: int, first: int, label: Callable[[int], str]):
-        self.rows, self.shard, self.first, self.length = (
-            without_views(rows),
-            shard,
-            first,
-            len(rows),
-        )
+        self.rows, self.length = without_views(rows), len(rows)
+        self.shard, self.first = shard, first
         self._named = label
         self._numbers: tuple[Part, Faults] | None = None
 

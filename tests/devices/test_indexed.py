@@ -1,13 +1,13 @@
 """Rows by number on many devices: the run of eager data of the same layout, bit for bit."""
 
-import datasets
 import numpy as np
 import pytest
 
-from datarax import HFEagerSource, HFIndexedSource, Pipeline
+from datarax import Pipeline
 from tests.support.devices import mesh
 from tests.support.models import Normed, assert_same, points
 from tests.support.runs import loss, noise, rows
+from tests.support.sources import kinds_of
 from trainers import Trainer
 
 N = 101  # the epoch's last batch is filled up
@@ -16,16 +16,10 @@ N = 101  # the epoch's last batch is filled up
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Returns a trainer over the same rows: on the device, in memory, or on disk."""
-    data = points(N)
-    folder = tmp_path_factory.mktemp("rows") / "rows"
-    datasets.Dataset.from_dict(data).save_to_disk(folder, num_shards=3)
-    disk = datasets.load_from_disk(folder)
-    given = {"eager": disk, "memory": datasets.Dataset.from_dict(data), "disk": disk}
+    source = kinds_of(points(N), tmp_path_factory.mktemp("rows") / "rows", shuffle=True, seed=7)
 
     def trainer(kind, devices, **arguments):
-        source = HFEagerSource if kind == "eager" else HFIndexedSource
-        source = source.from_dataset(given[kind], shuffle=True, seed=7)
-        pipeline = Pipeline(source=source, stages=[noise], batch_size=16)
+        pipeline = Pipeline(source=source(kind), stages=[noise], batch_size=16)
         arguments = {"loss": loss, "log_every": 10, "mesh": mesh(devices), **arguments}
         return Trainer(Normed(), pipeline, **arguments)
 

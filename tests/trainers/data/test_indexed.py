@@ -2,15 +2,15 @@
 
 import json
 
-import datasets
 import jax
 import numpy as np
 import optax
 import pytest
 
-from datarax import HFEagerSource, HFIndexedSource, Pipeline
+from datarax import Pipeline
 from tests.datarax.sources.test_indexed import Rows
 from tests.support.models import Normed, arrays, memory, points
+from tests.support.sources import kinds_of
 from trainers import Trainer
 
 N = 101
@@ -68,14 +68,10 @@ def test_batches_and_predictions_are_the_eager_ones():
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     data = points(N) | {"text": [f"row {i}" for i in range(N)]}
-    folder = tmp_path_factory.mktemp("rows") / "rows"
-    datasets.Dataset.from_dict(data).save_to_disk(folder, num_shards=3)
-    disk = datasets.load_from_disk(folder)
-    kinds = {"eager": HFEagerSource, "memory": HFIndexedSource, "disk": HFIndexedSource}
-    given = dict.fromkeys(kinds, disk) | {"memory": datasets.Dataset.from_dict(data)}
+    of = kinds_of(data, tmp_path_factory.mktemp("rows") / "rows", shuffle=True, seed=7)
 
     def made(kind, **arguments):
-        source = kinds[kind].from_dataset(given[kind], shuffle=True, seed=7)
+        source = of(kind)
         pipeline = Pipeline(source=source, stages=[noise], batch_size=16)
         arguments = {"loss": loss, "log_every": 5, "eval_source": source, **arguments}
         return Trainer(Normed(), pipeline, **arguments)
