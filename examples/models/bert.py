@@ -9,6 +9,8 @@ from flax import nnx
 NAMES = [
     (r"^bert\.", ""),
     (r"\.position_ids$", None),
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),  # as bert-base-uncased and others of its age
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
     (r"^embeddings\.(\w+)_embeddings\.weight$", r"\1.embedding"),
     (r"^embeddings\.LayerNorm", "norm"),
     (r"^encoder\.layer\.", "layers."),
