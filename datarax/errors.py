@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Collection, Iterable
 
+import numpy as np
+
 
 def expect_between(name: str, value, low: int, high: int) -> None:
     """Raises `ValueError` unless `value` is an integer from `low` to `high`."""
@@ -10,6 +12,32 @@ def expect_between(name: str, value, low: int, high: int) -> None:
         raise ValueError(f"{name}={value!r}: expected an integer from {low} to {high}.")
     if not low <= value.__index__() <= high:
         raise ValueError(f"{name}={value}: expected an integer from {low} to {high}.")
+
+
+def expect_rows(
+    rows: np.ndarray, length: int, owner: str = "The dataset", *, noun: str = "row", low: int = 0
+) -> None:
+    """Raises `IndexError` unless all of `rows` are integers from `low` to `length - 1`.
+
+    Args:
+        rows: Row numbers, integers of any shape.
+        length: How many rows there are.
+        owner: What has them.
+        noun: What one of them is called.
+        low: The least number; `-length` where negative ones count from the end.
+
+    Example:
+        >>> expect_rows(np.array([2, 5]), 5)
+        Traceback (most recent call last):
+        ...
+        IndexError: The dataset has 5 rows, 0 to 4: there is no row 5.
+    """
+    outside = (rows < low) | (rows >= length)
+    if outside.any():
+        raise IndexError(
+            f"{owner} has {length} {noun}s, 0 to {length - 1}: there is no {noun} "
+            f"{rows[outside].flat[0]}."
+        )
 
 
 def expect_dict(state: object) -> None:

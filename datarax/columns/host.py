@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from datarax.errors import expect_rows
+
 
 class Cells(Protocol):
     """The rows behind a host column; an object array of shape `(n,)` is one."""
@@ -116,10 +118,7 @@ class HostColumn:
         if is_traced(indices):
             raise self.error()
         indices = np.asarray(indices, np.int64)
-        outside = (indices < -len(self)) | (indices >= len(self))
-        if outside.any():
-            row = indices[outside].flat[0]
-            raise IndexError(f"column {self.name!r} has {len(self)} rows, there is no row {row}")
+        expect_rows(indices, len(self), f"Column {self.name!r}", low=-len(self))
         return self.cells[np.where(indices < 0, indices + len(self), indices)]
 
     def select(self, rows: np.ndarray) -> "HostColumn":

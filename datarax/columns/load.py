@@ -23,7 +23,7 @@ from datarax.columns.labels import expect_named
 from datarax.columns.nested import nested, parts
 from datarax.columns.numbers import dense
 from datarax.columns.objects import host_column, objects
-from datarax.errors import chosen, listed
+from datarax.errors import chosen, expect_rows, listed
 from datarax.hub.private import table_of
 
 _COMPACTED = 1024  # rows moved at a time
@@ -77,6 +77,7 @@ def load_columns(
 
     Raises:
         TypeError: `dataset` is no `datasets.Dataset`.
+        IndexError: A number of `rows` is out of range.
         ValueError: The dataset is empty, a column of `include` does not exist or none is left, a
             64-bit integer is out of range, a class label has no name, or an image is damaged; it
             names column and row.
@@ -144,10 +145,7 @@ def row_numbers(rows: np.ndarray, length: int) -> np.ndarray:
     numbers = np.asarray(rows)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
         raise ValueError(f"rows: expected at least one row number, got {rows!r}.")
-    if numbers.min() < 0 or numbers.max() >= length:
-        raise ValueError(
-            f"rows: expected 0 to {length - 1}, got {numbers.min()} to {numbers.max()}."
-        )
+    expect_rows(numbers, length)
     return numbers.astype(np.int64)
 
 

@@ -19,6 +19,7 @@ from datarax.columns.mapped import MappedFiles
 from datarax.columns.nested import nested, parts
 from datarax.columns.picture_reader import EncodedReader, PixelReader, picture_reader
 from datarax.columns.rows import ReadRows
+from datarax.errors import expect_rows
 from datarax.hub.private import table_of
 
 # Rows of a large file between two looks at its memory; one fault maps up to 270 KB (Linux 6.18).
@@ -105,12 +106,7 @@ class RowReader:
             ValueError: An image is damaged, or an integer does not fit; it names column and row.
         """
         numbers = np.asarray(indices, np.int64)
-        outside = (numbers < 0) | (numbers >= self._length)
-        if outside.any():
-            raise IndexError(
-                f"There are {self._length} rows, 0 to {self._length - 1}: there is no row "
-                f"{numbers[outside][0]}."
-            )
+        expect_rows(numbers, self._length)
         positions = numbers if self._positions is None else self._positions[numbers]
         rows = Rows(len(numbers), positions, numbers)
         leaves = [leaf for leaf in self._leaves.values() if not names or leaf[0].path[0] in names]

@@ -123,8 +123,8 @@ class TransformedRows:
             seed: The seed of their epoch, `(seed + epoch) % 2**32`.
 
         Raises:
-            ValueError: A number is out of range, or a row has other columns, shapes or dtypes than
-                the first; it names the row.
+            IndexError: There is no such row.
+            ValueError: A row has other columns, shapes or dtypes than the first; it names the row.
             TimeoutError: A row took longer than `timeout`.
             Exception: What the transform raised, with the row's number in its message.
         """

@@ -21,7 +21,7 @@ from datarax.columns.rows import (
     with_host_rows,
     without_host,
 )
-from datarax.errors import expect_between
+from datarax.errors import expect_between, expect_rows
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.closed_over import note_closed_over
 from datarax.sources.module import DataraxModuleConfig
@@ -112,6 +112,8 @@ class EagerSourceBase(RandomAccessSource):
 
     def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
         """Returns some rows of all columns; see `RandomAccessSource.host_rows`."""
+        # A gather of JAX takes the last row for one that is past the end.
+        expect_rows(np.asarray(rows), common_length(self.columns))
 
         def some(column: Any) -> Any:
             return column.select(rows) if is_host(column) else np.asarray(column[rows])

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from datarax.columns.fingerprint import fingerprint_rows
 from datarax.columns.host import HostColumn, is_host
 from datarax.columns.rows import ReadRows, each_row, joined, on_device
-from datarax.errors import expect_between
+from datarax.errors import expect_between, expect_rows
 from datarax.order.epochs import key_seed
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.memory import columns_of
@@ -122,7 +122,9 @@ class IndexedSourceBase(RandomAccessSource):
 
     def host_rows(self, rows: np.ndarray) -> dict[str, Any]:
         """Returns some rows of all columns; see `RandomAccessSource.host_rows`."""
-        return self._read(np.asarray(rows, np.int64), seed=0).columns
+        numbers = np.asarray(rows, np.int64)
+        expect_rows(numbers, self._count_rows())
+        return self._read(numbers, seed=0).columns
 
     def sharded(self, shards: int) -> Self:
         """Returns a source in the order that eager data has when they are dealt to shards.

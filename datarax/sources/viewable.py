@@ -9,7 +9,7 @@ from flax import nnx
 
 from datarax.columns.fingerprint import Digest
 from datarax.columns.host import is_host
-from datarax.errors import closest, listed
+from datarax.errors import closest, expect_rows, listed
 from datarax.order import splits
 from datarax.order.views import Balanced, Selected, View, Weighted
 from datarax.sources.source import Source
@@ -67,6 +67,9 @@ class Viewable(Source):
         Args:
             rows: Row numbers of the columns, integers of shape `(k,)`. The rows of a view are those
                 of the source below it: see `stored_records`.
+
+        Raises:
+            IndexError: If there is no such row.
         """
         raise NotImplementedError
 
@@ -217,12 +220,7 @@ class Viewable(Source):
                 f"or a mask of shape ({self.length},)."
             )
         numbers = numbers.astype(np.int64)
-        outside = (numbers < -self.length) | (numbers >= self.length)
-        if outside.any():
-            raise IndexError(
-                f"{self.label} has {self.length} records, there is no record "
-                f"{numbers[outside].flat[0]}."
-            )
+        expect_rows(numbers, self.length, self.label, noun="record", low=-self.length)
         return np.where(numbers < 0, numbers + self.length, numbers)
 
     def _chained(self, label: str) -> str:

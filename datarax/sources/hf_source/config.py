@@ -60,8 +60,9 @@ class HFEagerConfig(_ByNumber):
         config_name: The dataset's configuration, the Hub's "subset" (`"sst2"` of `"glue"`).
         on_bad_rows: `"raise"` for an image that cannot be decoded, or `"skip"` its row.
         transform: A function `record -> record` that is applied once to each row, while loading;
-            see `datarax.transforms`. With `streaming=True` it may be `(record, rng) -> record`, and
-            is applied to each record when it is read.
+            see `datarax.transforms`. Several threads call it at once, so it must be thread-safe.
+            With `streaming=True` it may be `(record, rng) -> record`, and is applied to each record
+            when it is read.
         num_threads: Threads that decode and transform; None for one a core. They change no batch.
         timeout: Seconds that the transform of a record may take; None for no limit.
         streaming: Whether to read on demand: `HFEagerSource(config)` is a `HFStreamingSource` then.
@@ -110,7 +111,8 @@ class HFIndexedConfig(_ByNumber):
             weight 0 in the trainer, is left out of a `for` and of a `Pipeline`'s batches, and
             counts as skipped.
         transform: A function `record -> record` or `(record, rng) -> record` that is applied to
-            each record when it is read; see `datarax.transforms`.
+            each record when it is read; see `datarax.transforms`. Several threads call it at once,
+            so it must be thread-safe: it changes nothing but its record.
         num_threads: Threads that read, decode and transform; None for one a core. They change no
             batch.
         timeout: Seconds that the transform of a record may take; None for no limit.
@@ -150,7 +152,8 @@ class HFStreamingConfig(_WithoutSecrets):
         timeout: Seconds without a row after which reading is an error, and that the transform of a
             record may take; None: 120 for a dataset of the Hub, no limit for local files.
         transform: A function `record -> record` or `(record, rng) -> record` that is applied to
-            each record when it is read; see `datarax.transforms`. The first rows decide the shapes.
+            each record when it is read; see `datarax.transforms`. Several threads call it at once,
+            so it must be thread-safe. The first rows decide the shapes.
         num_threads: Threads that decode and transform; None for one a core. They change no batch.
 
     Raises:

@@ -44,7 +44,7 @@ def test_it_reads_like_an_object_array(column):
     assert column.take(np.array([2, -5])).tolist() == ["text 2", "text 0"]
     assert np.asarray(column).tolist() == texts.tolist()
     assert list(column) == texts.tolist()
-    with pytest.raises(IndexError, match="5 rows, there is no row 5"):
+    with pytest.raises(IndexError, match="5 rows, 0 to 4: there is no row 5"):
         column[5]
 
 

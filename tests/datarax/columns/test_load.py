@@ -357,7 +357,7 @@ def test_what_is_no_loadable_split():
         load_columns(ds.with_transform(lambda row: row))
     with pytest.raises(ValueError, match="'raise' or 'skip'"):
         load_columns(ds, on_bad_rows="ignore")
-    with pytest.raises(ValueError, match="expected 0 to 1"):
+    with pytest.raises(IndexError, match="2 rows, 0 to 1: there is no row"):
         load_columns(ds, rows=np.array([2]))
 
 

@@ -352,7 +352,7 @@ def test_arguments_out_of_range_are_refused():
     for options in ({"num_threads": 0}, {"timeout": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}=0"):
             rows(numbers(), small, **options)
-    with pytest.raises(ValueError, match="expected 0 to 49"):
+    with pytest.raises(IndexError, match="50 rows, 0 to 49: there is no row 50"):
         rows(numbers(), lambda record: record).read(np.array([50]))
     custom = numbers().with_transform(lambda batch: batch)
     with pytest.raises(ValueError, match="transform="):

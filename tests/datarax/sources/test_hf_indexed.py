@@ -5,7 +5,6 @@ import datetime
 import json
 import os
 import pickle
-import resource
 
 import datasets
 import jax
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from datarax import HFEagerSource, HFIndexedConfig, HFIndexedSource, Pipeline, prefetch_to_device
-from datarax.columns import image_cache, mapped
+from datarax.columns import mapped
 from datarax.columns.row_reader import RowReader
 
 N = 2300  # Arrow files hold a thousand rows a record batch
@@ -274,22 +273,6 @@ def test_a_damaged_image_raises_or_does_not_count(rows, kept, tmp_path, monkeypa
     block = source.read_batches(2, 10)
     assert np.argwhere(~block.valid).tolist() == [[0, 3], [1, 7]]
     assert (block.skipped, block.full, source.get_batch(8)["image"].shape[0]) == (2, 2, 8)
-
-
-@pytest.mark.parametrize("rows", [ALIKE], ids=["alike"])
-def test_a_full_disk_leaves_the_images_to_be_decoded_then(rows, tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("DATARAX_CACHE_DIR", str(tmp_path))
-    image_cache._warn_once.cache_clear()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # the pixels take 3 MB
-    try:
-        indexed = HFIndexedSource.from_dataset(rows)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "every start decodes them" in caplog.text
-    assert list(tmp_path.glob("images/*")) == []
-    monkeypatch.setenv("DATARAX_CACHE", "0")
-    same(HFEagerSource.from_dataset(rows).get_batch(20), indexed.get_batch(20))
 
 
 def test_a_removed_file_is_still_read_and_a_truncated_one_is_named(kinds, tmp_path):

@@ -6,7 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from datarax import HFEagerSource, MemorySource, MemorySourceConfig
+from datarax import (
+    GrainSource,
+    HFEagerSource,
+    HFIndexedSource,
+    MemorySource,
+    MemorySourceConfig,
+)
 
 N = 10
 
@@ -64,8 +70,32 @@ def test_slices_numbers_and_masks_give_columns(make, index, want):
 
 @pytest.mark.parametrize("index", [N, -N - 1, [0, N], np.array([-11])])
 def test_there_is_no_record_past_the_end(index):
-    with pytest.raises(IndexError, match=r"has 10 records, there is no record (10|-11)\."):
+    with pytest.raises(IndexError, match=r"has 10 records, 0 to 9: there is no record (10|-11)\."):
         memory()[index]
+
+
+@pytest.mark.parametrize("kind", ["memory", "eager", "indexed", "transformed", "grain"])
+@pytest.mark.parametrize("row", [N, -N - 1])
+def test_whoever_reads_rows_says_which_there_are(kind, row):
+    rows = datasets.Dataset.from_dict({"x": range(N), "t": [f"row {i}" for i in range(N)]})
+    source = {
+        "memory": memory,
+        "eager": eager,
+        "indexed": lambda: HFIndexedSource.from_dataset(rows),
+        "transformed": lambda: HFIndexedSource.from_dataset(rows, transform=dict),
+        "grain": lambda: GrainSource(rows),
+    }[kind]()
+    words = f"has {N} (row|record)s, 0 to {N - 1}: there is no (row|record) {row}"
+    for read in (source.__getitem__, lambda r: source.select([0, r]), source.host_rows):
+        with pytest.raises(IndexError, match=words):
+            read(np.array([row]) if read == source.host_rows else row)
+    if kind == "eager":  # a gather of JAX would give the last row
+        assert isinstance(source.data["x"], jax.Array)
+        with pytest.raises(IndexError, match=words):
+            source.host_rows(np.array([row]))
+    if kind in ("indexed", "transformed"):
+        with pytest.raises(IndexError, match=words):
+            source.read_rows(np.array([0, row]))
 
 
 @pytest.mark.parametrize("index", ["x", 1.0, None, [True, False], [[0, 1]], np.zeros((2, 2), int)])

@@ -159,7 +159,7 @@ def test_views_that_make_no_sense_are_refused(source, make, words):
 
 
 def test_records_that_do_not_exist_are_refused(source):
-    with pytest.raises(IndexError, match="60 records, there is no record 60"):
+    with pytest.raises(IndexError, match="60 records, 0 to 59: there is no record 60"):
         source.select([60])
 
 
