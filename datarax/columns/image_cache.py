@@ -103,7 +103,7 @@ def store(key: str, pixels: np.ndarray, damage: dict[int, str]) -> None:
     """
 
     def write(file: IO[bytes]) -> Stored:
-        file.write(pixels.reshape(-1).view(np.uint8))  # `tofile` does not say why it cannot
+        file.write(pixels.reshape(-1).view(np.uint8).data)  # `tofile` does not say why it cannot
         return pixels, damage
 
     stored(key, pixels.nbytes, write)
