@@ -230,7 +230,6 @@ class IndexedSourceBase(RandomAccessSource):
     def _count(self, rows: ReadRows) -> None:
         self._counts.applied += int(rows.whole.sum())
         self._counts.skipped += int((~rows.whole).sum())
-        self._counts.decoding += rows.decoding
 
     def _each(self, epoch: int, index: int, size: int) -> Iterator[dict[str, Any] | None]:
         rows = self._host_rows(epoch, index, size)
@@ -251,6 +250,7 @@ class IndexedSourceBase(RandomAccessSource):
             records = self.order.host_records(epoch, np.arange(index, index + count))
             parts.append(self._read(records, (self.seed + epoch) % 2**32))
             epoch, index, size = epoch + 1, 0, size - count
+        self._counts.decoding += sum(part.decoding for part in parts)
         return parts[0] if len(parts) == 1 else joined(parts)
 
     def _column(self, name: str) -> Any:

@@ -7,12 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from datarax import HFStreamingSource
+from datarax import HFIndexedSource, HFStreamingSource
 from tests.datarax.sources.test_indexed import Rows
 from tests.support.models import MLP, memory, points
 from trainers import Trainer
 from trainers.loop.progress import told_of_stall
 from trainers.run import InputStall
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def loss(model, batch):
@@ -57,6 +59,21 @@ def test_a_stream_tells_decoding_from_reading():
     rows = datasets.Dataset.from_dict(points(50)).to_iterable_dataset().map(late)
     stall = run(HFStreamingSource.from_dataset(rows)).input_stall
     assert stall.reading > stall.decoding > 0
+
+
+@pytest.mark.parametrize("kind", [HFIndexedSource, HFStreamingSource])
+def test_a_slow_transform_is_told_from_reading(kind, tmp_path):
+    rows = datasets.Dataset.from_dict(points(50))
+    source = kind.from_dataset(rows, transform=late, num_threads=2)
+    stall = run(source, workdir=tmp_path).input_stall
+    assert stall == pytest.approx(stall.reading + stall.decoding + stall.transfer)
+    assert stall.decoding > stall.reading > 0
+    assert stall.decoding > stall.transfer > 0
+    page = (tmp_path / "report.html").read_text()
+    told = told_of_stall(stall)
+    assert f"decoding and transforming {stall.decoding:.1%}, the transfer" in told
+    assert "more threads (num_threads=), a cheaper transform" in told
+    assert told in page
 
 
 def test_the_largest_part_decides_what_to_change():
