@@ -59,7 +59,8 @@ class Run:
         status: How the run ended, None while it goes on.
         data_start: The step that began with batch 0: 0, unless the data was restarted.
         epoch_start: The step that began with the first batch of its epoch; noted of a stream.
-        skips: Pairs of a step and the numbers of the records that are left out from there on.
+        skips: Pairs of a step and the numbers of the records that are left out from there on; of a
+            mixture, pairs of a source and its record.
         spikes: Steps whose loss stands out, in order: of each its `batch`, as in `batch_at`, and by
             how many `deviations`.
     """
@@ -80,7 +81,7 @@ class Run:
         self.status: Status | None = None
         self.data_start = 0
         self.epoch_start = 0
-        self.skips: list[tuple[int, list[int]]] = []
+        self.skips: list[tuple[int, list[Any]]] = []
         self.spikes: list[dict[str, Any]] = []
         self._model, self._optimizer_state = model, optimizer_state
 
@@ -148,7 +149,7 @@ class Run:
         self.history[:] = [row for row in self.history if row["step"] <= step]
         self.spikes[:] = [spike for spike in self.spikes if spike["batch"] < step - self.data_start]
 
-    def skip(self, records: Iterable[int]) -> bool:
+    def skip(self, records: Iterable[Any]) -> bool:
         """Leaves out records from this step on; returns whether some were not left out before."""
         known = {record for _, before in self.skips for record in before}
         new = [record for record in records if record not in known]

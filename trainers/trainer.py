@@ -106,7 +106,8 @@ class Trainer:
             last log: the norm of the gradient before the optimizer changes it.
         skip: Numbers of records to leave out, from the step on at which this run begins or goes on:
             their weight is 0, and a record that stays is computed in their place. All else stays
-            bit-identical. A checkpoint remembers them. Such as `trainer.records_at(steps)`.
+            bit-identical. A checkpoint remembers them. Such as `trainer.records_at(steps)`. Of a
+            mixture, pairs of a source, by its place, and the number of its record.
         seed: Seed of the random numbers of training, such as dropout's, where the model's call
             takes them as `rngs`.
 
@@ -163,7 +164,7 @@ class Trainer:
         writers: Sequence[Writer] | None = None,
         profile: tuple[int, int] | None = None,
         log_gradient_norm: bool = False,
-        skip: Sequence[int] | np.ndarray = (),
+        skip: Sequence[int] | Sequence[tuple[int, int]] | np.ndarray = (),
         seed: int = 0,
     ):
         given = checked(
@@ -358,9 +359,11 @@ class Trainer:
 
         Returns:
             `int64` of shape `(records,)`, step after step; of a view, rows of the source below it.
+            Of a mixture `(records, 2)`: the source, by its place among `source.parts`, and its
+            record.
 
         Raises:
-            ValueError: If the source is a stream, whose records have no numbers.
+            ValueError: If the source is a stream, or mixes one: its records have no numbers.
         """
         return self._batches.records_at(steps)
 

@@ -65,6 +65,10 @@ class MixedOrder:
             found.append((mine, _records(order, self.epochs[number], position, mine)))
         return found
 
+    def drawn(self, epoch: Any, positions: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Returns what `window` does for consecutive positions."""
+        return self.window(epoch, positions[0], len(positions))
+
 
 def _records(order: Order, epoch: jax.Array, position: jax.Array, mine: jax.Array) -> jax.Array:
     """Returns the records at positions from an epoch's start on, which may lie in later epochs."""

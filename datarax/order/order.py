@@ -75,6 +75,18 @@ class Order:
             return position.astype(jnp.int32)
         return index_shuffle(position, num_records=self.num_records, seed=seed)
 
+    def drawn(self, epoch: Any, positions: jax.Array) -> list[tuple[Any, jax.Array]]:
+        """Returns that the records of a batch are of one source, and which; as `MixedOrder.drawn`.
+
+        Args:
+            epoch: The epoch.
+            positions: Positions within it; past its end is what fills up its last batch.
+        """
+        if self.deal is None:
+            return [(True, self.records(epoch, positions))]
+        seed = epoch_seed(self.seed, epoch) if self.shuffle else None
+        return [(True, self.stored(self.deal.record(positions, seed)))]  # its shards' first records
+
     def stored(self, index: Any) -> jax.Array:
         """Returns the records at positions of the stored order, `int32`; traceable."""
         return jnp.asarray(index) if self.view is None else self.view.records(index, None)

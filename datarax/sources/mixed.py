@@ -118,6 +118,17 @@ class MixedSource(PositionedMixture):
             first += len(source.parts)
         return part, ranks
 
+    def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
+        """Returns the part of each record of an epoch, and its number there; see `Source`."""
+        part, records = self.drawn(np.asarray(ranks, np.int64) + epoch * (self.length or 0))
+        for number, source in enumerate(self.parts):
+            if source.is_indexable:
+                epochs, index = divmod(records, source.length)
+                for its in np.unique(epochs[part == number]).tolist():
+                    mine = (part == number) & (epochs == its)
+                    records[mine] = source.records_at(its, index[mine])
+        return np.stack([part, records], axis=1)
+
     def element_spec(self) -> dict[str, Any]:
         """Returns the shape and dtype of one record; see `Source.element_spec`."""
         return self.sources[0].element_spec()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import jax
+import numpy as np
 from flax import nnx
 
 from datarax.columns.host import is_traced
@@ -150,6 +151,10 @@ class RandomAccessSource(Viewable):
         """Sets the position: the next record is the one at `index` of `epoch`."""
         self.epoch.set_value(epoch)
         self.index.set_value(index)
+
+    def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
+        """Returns the number of each record of an epoch; see `Source`."""
+        return self.order.host_records(epoch, ranks)
 
     # --- batches ---------------------------------------------------------------------------------
 

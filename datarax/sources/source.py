@@ -242,8 +242,7 @@ class Source(DataraxModule):
 
     @property
     def decoding_seconds(self) -> float:
-        """Seconds that decoding and transforming rows took so far; 0 where nobody tells them from
-        reading."""
+        """Seconds that decoding and transforming took so far; 0 where nothing tells."""
         return 0.0
 
     def records_at(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
@@ -251,7 +250,8 @@ class Source(DataraxModule):
 
         Args:
             epoch: The epoch.
-            ranks: Ranks of the records in the epoch, integers of shape `(size,)`.
+            ranks: Ranks of the records in the epoch, integers of shape `(size,)`. For those of a
+                mixture, pairs of a place among `parts` and a number there are returned.
         """
         return ranks
 

@@ -50,9 +50,10 @@ class Feed:
         raise NotImplementedError
 
     def records(self, t: int) -> np.ndarray:
-        """Returns the number of each record of batch `t`, int32 of shape `(batch_size,)`.
+        """Returns the number of each record of batch `t`, integers of shape `(batch_size,)`.
 
-        It is the record's row in the source, or its rank in the epoch of a stream.
+        It is the record's row in the source, or its rank in the epoch of a stream. Of a mixture
+        they are `(batch_size, 2)`, the source and its record.
         """
         raise NotImplementedError
 
@@ -76,6 +77,7 @@ class Batches:
         steps_per_epoch: Number of batches in an epoch, None where it is not known.
         stages: Variables of the stages, carried through the loop.
         key: The pipeline's key, from which the stages' keys are folded.
+        is_mixed: Whether the source is a mixture, whose records are named by pairs.
         spec: Shape and dtype of one record after the stages, by column, without host columns.
         host: The source's host columns, by name, that no stage replaced.
         skipped: Records that are left out, None where there are none.
@@ -99,6 +101,7 @@ class Batches:
             )
         self.key = layout.replicate(pipeline.key.get_value())
         self._source, self._layout, self._drop_remainder = source, layout, drop_remainder
+        self.is_mixed = source.parts != (source,)
         self._graph, self.stages = nnx.split(pipeline.stages)
 
     @property
@@ -159,10 +162,13 @@ class Batches:
 
     def skip(self, skips: Skips) -> bool:
         """Leaves out records, from some steps on; returns whether that changes the program."""
-        before = 0 if self.skipped is None else len(self.skipped.records)
-        found = Skipped.of(skips, self._order) if skips else None
-        self.skipped = None if found is None else self._layout.replicate(found)
-        return before != (0 if found is None else len(found.records))
+        before, self.skipped = jax.tree.leaves(self.skipped), None
+        if skips:
+            order = None if self.is_mixed else self._order
+            found = Skipped.of(skips, len(self._source.parts), order)
+            self.skipped = self._layout.replicate(found)
+        now = jax.tree.leaves(self.skipped)
+        return [array.shape for array in before] != [array.shape for array in now]
 
     def records_at(self, batches: int | Iterable[int]) -> np.ndarray:
         """Returns the number of each record that counts in some batches, by arithmetic.
@@ -171,26 +177,29 @@ class Batches:
             batches: Their numbers, from 0.
 
         Returns:
-            `int64` of shape `(records,)`, batch after batch in the order of their positions.
+            `int64` of shape `(records,)`, batch after batch in the order of their positions; of a
+            mixture `(records, 2)`, the source and its record.
 
         Raises:
             ValueError: If the source's records have no numbers, or a batch's is negative.
         """
         expect_numbers(self._source, "records_at(steps)")
-        assert self.length is not None
-        assert self.steps_per_epoch is not None
-        found, order = [np.empty(0, np.int64)], self._order
+        numbers = self._source.records_at if self.is_mixed else self._order.host_records
+        found = [np.empty((0, 2) if self.is_mixed else 0, np.int64)]
         for t in batches if isinstance(batches, Iterable) else [batches]:
             expect_between("steps", t, 0, MAX_RECORDS)
-            epoch, step = divmod(int(t), self.steps_per_epoch)
-            first = step * self.batch_size
-            positions = np.arange(first, min(first + self.batch_size, self.length))
-            found.append(order.host_records(epoch, positions).astype(np.int64))
+            steps = self.steps_per_epoch
+            epoch, step = (0, int(t)) if steps is None else divmod(int(t), steps)
+            positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+            if self.length is not None:
+                positions = positions[positions < self.length]
+            found.append(numbers(epoch, positions).astype(np.int64))
         return np.concatenate(found)
 
     def numbered_at(self, batch: int) -> np.ndarray | None:
         """Returns what `records_at` does, None where the records have no numbers."""
-        return self.records_at(batch) if self._source.is_indexable else None
+        is_numbered = all(part.is_indexable for part in self._source.parts)
+        return self.records_at(batch) if is_numbered else None
 
     def batch_at(self, t: int) -> dict[str, np.ndarray]:
         """Returns the records of batch `t` that count; NumPy arrays of shape `(records, ...)`."""

@@ -41,7 +41,7 @@ class EagerBatches(Batches):
         self._unchanged = self._look(self._held.host)
 
     def _rows_of(self, source: Any, layout: Layout) -> ReplicatedRows | ShardedRows | MixedRows:
-        if source.parts != (source,):
+        if self.is_mixed:
             return MixedRows(source, self.batch_size, self.steps_per_epoch, layout)
         dealt = dataclasses.replace(source.order, shards=self.shards).deal is not None
         return (ShardedRows if dealt else ReplicatedRows)(source, self.shards, layout)
@@ -76,7 +76,10 @@ class EagerBatches(Batches):
         """
         order, end = self._held.span(t - first)
         first_step = self._layout.replicate(jnp.int32(first))
-        data = self._held.data, self.key, first_step, order, self.skipped
+        skipped = self.skipped
+        if skipped is not None and self.is_mixed:  # the draws of this span
+            skipped = dataclasses.replace(skipped, order=order)
+        data = self._held.data, self.key, first_step, order, skipped
         return data, min(first + end, 2**31 - 1)
 
     def state_at(self, t: int) -> dict[str, Any]:

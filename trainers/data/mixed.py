@@ -81,8 +81,8 @@ class MixedRows:
         return batch
 
     def records(self, epoch: int, start: int, size: int) -> np.ndarray:
-        """Returns the positions of a batch's draws, `uint32` of shape `(size,)`."""
-        return (np.arange(start, start + size) % 2**32).astype(np.uint32)
+        """Returns the source of each of a batch's records, and its number, of shape `(size, 2)`."""
+        return self._source.records_at(epoch, filled_up(start, size, self._source.length))
 
     def values(self, name: str) -> list[np.ndarray]:
         """Returns the values of a column that may be drawn, source by source."""
@@ -118,10 +118,7 @@ class MixedRows:
         size, length, steps = self._size, self._source.length, self._steps
         batch = np.arange(first, end)
         epoch, step = divmod(batch, steps) if steps else (np.zeros_like(batch), batch)
-        row = np.arange(size)
-        if length is not None:  # the last batch is filled up with its own records
-            row = row % np.minimum(size, length - step * size)[:, None]
-        draws = (epoch * (length or 0) + step * size)[:, None] + row
+        draws = (epoch * (length or 0))[:, None] + filled_up(step * size, size, length)
         part, rank = self._source.drawn(draws.reshape(-1))
         lengths = np.array([source.length for source in self._source.parts])
         ranks = [rank[part == number] for number in range(len(lengths))]
@@ -136,3 +133,20 @@ class MixedRows:
             *(np.uint32(x) for x in where),
             stride=(steps or 0) * size,
         )
+
+
+def filled_up(start: Any, size: int, length: int | None) -> np.ndarray:
+    """Returns the positions of batches; an epoch's last one is filled up with its own records.
+
+    Args:
+        start: The first position of each batch, integers of shape `(...)`.
+        size: Records in a batch.
+        length: Draws in an epoch, None where it never ends.
+
+    Returns:
+        `int64` of shape `(..., size)`.
+    """
+    start, row = np.asarray(start, np.int64)[..., None], np.arange(size)
+    if length is not None:
+        row = row % np.clip(length - start, 1, size)
+    return start + row

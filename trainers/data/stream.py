@@ -1,5 +1,6 @@
 """Batches that a source gives in order: blocks are read ahead while the loop runs."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from datarax import Pipeline
 from datarax.columns.rows import absent_of, explained, parted
 from trainers.data.batches import Batches, Feed
 from trainers.data.blocks import Block, Blocks
+from trainers.data.mixed import filled_up
+from trainers.data.skipped import Drawn, Skipped
 from trainers.devices import agreement
 from trainers.devices.layout import Layout
 
@@ -68,7 +71,8 @@ class StreamBatches(Batches):
             return jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype, sharding=rows)
 
         record = self._record, np.zeros((), bool), np.uint32(0)
-        return *jax.tree.map(stacked, record), np.uint32(0), self.key, np.int32(0), self.skipped
+        skipped = self.skipped_in(None)
+        return *jax.tree.map(stacked, record), np.uint32(0), self.key, np.int32(0), skipped
 
     def feed(
         self, t: int = 0, first: int = 0, state: dict[str, Any] | None = None, rows: int = 0
@@ -135,13 +139,32 @@ class StreamBatches(Batches):
         """Returns the state of all processes together, from each one's own after the same batch."""
         return own if self.readers == 1 else self._source.joined_state(agreement.collected(own))
 
-    def numbers(self, epoch: int, ranks: np.ndarray) -> np.ndarray:
-        """Returns the number of each record of an epoch, or its rank; see `Source.records_at`."""
-        return self._source.records_at(epoch, ranks)
+    def skipped_in(self, block: Block | None) -> Skipped | None:
+        """Returns the records that are left out; of a mixture, with those that a block holds.
 
-    def whole(self, array: jax.Array) -> np.ndarray:
-        """Returns an array that may be spread over processes; all of them ask for it."""
-        return np.asarray(self._layout.replicate(array))
+        Args:
+            block: The block; None: any, to trace the program with.
+        """
+        if self.skipped is None or not self.is_mixed:
+            return self.skipped
+        records, first = np.zeros((self.capacity, self.batch_size, 2), np.int32), 0
+        if block is not None:
+            records, first = self.numbers(block).astype(np.int32), block.positions[0].index
+        drawn = Drawn(records, np.uint32(first % 2**32), len(self._source.parts))
+        return dataclasses.replace(self.skipped, order=self._layout.replicate(drawn))
+
+    def numbers(self, block: Block) -> np.ndarray:
+        """Returns the number, or the rank, of each record of a block; see `Feed.records`.
+
+        All processes ask for it. Its shape begins with `(capacity, batch_size)`.
+        """
+        if self.is_mixed:  # all of its draws are known, on every process
+            first = block.positions[0].index + self.batch_size * np.arange(self.capacity)
+            ranks = filled_up(first, self.batch_size, self.length)
+        else:
+            ranks = np.asarray(self._layout.replicate(block.data[2]))
+        found = self._source.records_at(block.epoch, ranks.reshape(-1))
+        return found.reshape(*ranks.shape, *found.shape[1:])
 
     def _stored(self, data: Any, t: jax.Array) -> tuple[Any, ...]:
         columns, valid, ranks, epoch, key, start, _ = data
@@ -171,13 +194,14 @@ class StreamFeed(Feed):
         self._blocks = batches.blocks(state)
         self.waited = self._blocks.waited
         self._block: Block | None = None
+        self._skipped = batches.skipped
         self._start = t  # the step of the block's first batch
 
     def block(self, t: int) -> tuple[Any, int]:
         """Returns the data of step `t`, and the step up to which it serves."""
         block = self._reach(t)
         batches, epoch = self._batches, np.uint32(block.epoch)
-        data = *block.data, epoch, batches.key, np.int32(self._start), batches.skipped
+        data = *block.data, epoch, batches.key, np.int32(self._start), self._skipped
         return data, self._start + block.filled
 
     def state_at(self, t: int) -> dict[str, Any]:
@@ -204,8 +228,7 @@ class StreamFeed(Feed):
     def records(self, t: int) -> np.ndarray:
         """Returns the number of each record of batch `t`; see `Feed.records`."""
         block = self._reach(t)
-        ranks = self._batches.whole(block.data[2])[t - self._start]
-        return self._batches.numbers(block.epoch, ranks)
+        return self._batches.numbers(block)[t - self._start]
 
     def close(self) -> None:
         """Ends the reading."""
@@ -220,5 +243,5 @@ class StreamFeed(Feed):
                 self._index += int(self._block.counts.sum())
             if block.epoch != self.epoch:
                 self.epoch, self._index = block.epoch, 0
-            self._block = block
+            self._block, self._skipped = block, self._batches.skipped_in(block)
         return self._block

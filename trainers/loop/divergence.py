@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainers.data.batches import Feed
+from trainers.data.skipped import name_of
 from trainers.devices.arrays import Snapshot, as_carry
 from trainers.loop import program
 from trainers.loop.plan import Plan
@@ -33,7 +34,7 @@ class Divergence:
         batch: Number of its batch, as in `Trainer.batch_at`.
         what: What is not finite.
         rows: Rows of the batch that are not finite by themselves, eight at most.
-        records: The same records by their number in the source.
+        records: The same records by their number in the source; of a mixture, pairs.
         first: The run's step that began with batch 0.
         epoch: Number of finished epochs there, with its fraction.
         rows_seen: Number of records that counted before it.
@@ -43,14 +44,14 @@ class Divergence:
     batch: int
     what: str
     rows: list[int]
-    records: list[int]
+    records: list[Any]
     first: int
     epoch: float
     rows_seen: int = 0  # which notes up to 0.1.0 lack
 
     def __str__(self) -> str:
         pairs = zip(self.rows, self.records, strict=True)
-        named = ", ".join(f"row {row} (record {record})" for row, record in pairs)
+        named = ", ".join(f"row {row} (record {name_of(record)})" for row, record in pairs)
         many = len(self.rows) == _RECORDS
         who = (
             f"By itself, so is {named}{', perhaps among others' * many}"

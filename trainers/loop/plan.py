@@ -15,6 +15,7 @@ from flax import nnx
 from datarax import Pipeline
 from trainers.callbacks import Callback, every
 from trainers.data.batches import Batches
+from trainers.data.skipped import Record
 from trainers.devices import memory
 from trainers.devices.arrays import without_keys
 from trainers.devices.checksum import checksums
@@ -88,7 +89,7 @@ class Plan:
     writers: tuple[Writer, ...]
     resume_data: str
     profile: tuple[int, int] | None
-    skip: tuple[int, ...] = ()
+    skip: tuple[Record, ...] = ()
 
 
 def evaluation_interval(plan: Plan) -> int | None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from trainers.data.skipped import Skips
+from trainers.data.skipped import Skips, name_of
 from trainers.run import NO_STALL, PLACE, InputStall
 
 _SECONDS_BETWEEN_LINES = 10
@@ -147,7 +147,8 @@ def told_of_spike(spike: Mapping[str, Any], records: np.ndarray | None) -> str:
 
     Args:
         spike: Its `batch` and by how many `deviations`.
-        records: The numbers of the batch's records, None where they have none.
+        records: The batch's records, as `Trainer.records_at` names them; None where they have no
+            numbers.
     """
     batch = spike["batch"]
     line = (
@@ -184,9 +185,14 @@ def told_of_stall(stall: InputStall) -> str:
     return line + remedy * (stall > STALL)
 
 
-def some(numbers: np.ndarray, most: int = 8) -> str:
-    """Returns the first few numbers and how many others there are."""
-    told, others = ", ".join(map(str, numbers[:most])), len(numbers) - most
+def some(records: np.ndarray, most: int = 8) -> str:
+    """Returns the names of the first few records and how many others there are.
+
+    Example:
+        >>> some(np.array([[0, 12], [1, 5], [0, 3]]), most=2)
+        '12 of source 0, 5 of source 1 and 1 others'
+    """
+    told, others = ", ".join(map(name_of, records[:most].tolist())), len(records) - most
     return f"{told} and {others} others" if others > 0 else told
 
 

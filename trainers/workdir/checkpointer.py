@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from datarax.errors import closest, listed
+from trainers.data.skipped import skips_of
 from trainers.devices import agreement
 from trainers.devices.arrays import without_keys
 from trainers.devices.checksum import checksums
@@ -111,7 +112,7 @@ class Checkpointer:
         run.epoch, run.epoch_start = saved["epoch"], saved.get("epoch_start", 0)
         run.rows_seen = saved.get("rows_seen", self._plan.batches.counted(run.step))
         told = saved if start == saved["first"] else {}  # other data's records have other numbers
-        run.skips[:], run.spikes[:] = told.get("skips", []), told.get("spikes", [])
+        run.skips[:], run.spikes[:] = skips_of(told.get("skips", [])), told.get("spikes", [])
         self._saved = run.step, run.reported
         state = items.with_arrays(state, arrays, self._plan.update.wrt)
         self.save_best(run, state, data)  # it is missing, where the run was killed while writing it

@@ -1,5 +1,8 @@
 """Skipped records: they have no influence, all else stays bit-identical, the state remembers."""
 
+import json
+
+import datasets
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,12 +13,16 @@ from tests.datarax.sources.test_indexed import Rows
 from tests.support.models import MLP, Normed, assert_same, memory, points
 from tests.support.runs import noise
 from trainers import Checkpoints, Trainer, every
+from trainers.data.skipped import numbers_of, skips_of
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 N, SIZE = 50, 8  # seven steps an epoch
-KINDS = ["eager", "indexed", "sharded", "view"]
-OFTEN = ["eager", *(pytest.param(one, marks=pytest.mark.slow) for one in KINDS[1:])]
+FIRST = 30  # of them, the first source's of a mixture
+SLOW = pytest.mark.slow
+BLOCKS = pytest.param("mixture in blocks", marks=SLOW)
+KINDS = ["eager", "indexed", "sharded", "view", "mixture", BLOCKS]
+RARE = [pytest.param(one, marks=SLOW) for one in ("indexed", "sharded", "view")]
 
 
 def loss(model, batch):
@@ -23,10 +30,28 @@ def loss(model, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 
+def source_of(kind, data):
+    if kind == "indexed":
+        return Rows(data, shuffle=True, seed=7)
+    if not kind.startswith("mixture"):
+        source = memory(data, shuffle=True)
+        return source.select(np.arange(3, N)) if kind == "view" else source
+    some, others = ({k: v[rows] for k, v in data.items()} for rows in np.split(ROWS, [FIRST]))
+    other = Rows(others, shuffle=True, seed=3) if "blocks" in kind else memory(others, seed=3)
+    stages = [(0, [2, 1]), (20, [3, 2])]
+    return MixedSource([memory(some, shuffle=True), other], stages, stop="first")
+
+
+ROWS = np.arange(N)
+
+
+def rows_of(records):
+    """Returns the rows of `points` that `records_at` names."""
+    return records if records.ndim == 1 else records[:, 0] * FIRST + records[:, 1]
+
+
 def trainer(kind="eager", data=None, **arguments):
-    data = points(N) if data is None else data
-    source = memory(data, shuffle=True) if kind != "indexed" else Rows(data, shuffle=True, seed=7)
-    source = source.select(np.arange(3, N)) if kind == "view" else source
+    source = source_of(kind, points(N) if data is None else data)
     # A model whose rows see each other, and a stage that draws, for one kind: they take long.
     model, stages = (Normed(), [noise]) if kind == "eager" else (MLP(), [])
     shards = 4 if kind == "sharded" else 1
@@ -38,7 +63,7 @@ def trainer(kind="eager", data=None, **arguments):
 def spoilt(records):
     """Returns the data with numbers that would spoil everything."""
     data = points(N)
-    data["x"][records] = np.nan
+    data["x"][rows_of(np.asarray(records))] = np.nan
     return data
 
 
@@ -49,12 +74,12 @@ def test_the_records_of_a_step_are_those_of_its_batch(kind):
     found = one.records_at(range(8))
     labels = np.concatenate([one.batch_at(t)["label"] for t in range(8)])
     assert len(found) == sum(sizes)
-    np.testing.assert_array_equal(points(N)["label"][found], labels)
+    np.testing.assert_array_equal(points(N)["label"][rows_of(found)], labels)
     np.testing.assert_array_equal(one.records_at(1), found[sizes[0] : sum(sizes[:2])])
-    assert one.records_at([]).shape == (0,)
+    assert one.records_at([]).shape == (0, *found.shape[1:])
 
 
-@pytest.mark.parametrize("kind", OFTEN)
+@pytest.mark.parametrize("kind", ["eager", "mixture", BLOCKS, *RARE])
 def test_what_was_before_stays_and_the_records_have_no_influence(kind):
     skip = trainer(kind).records_at([4])  # step 5 is the first that holds them
 
@@ -75,7 +100,7 @@ def test_what_was_before_stays_and_the_records_have_no_influence(kind):
     assert_same(without.model, blind.model)
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_step_is_that_of_a_loss_which_weighs_the_records_by_zero():
     skip = trainer("view").records_at([1, 2])
 
@@ -93,7 +118,9 @@ def test_a_batch_without_any_other_record_changes_nothing():
     assert_same(one.fit().model, before)
 
 
-@pytest.mark.parametrize("kind", ["indexed", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["indexed", BLOCKS, *(pytest.param(one, marks=SLOW) for one in ("eager", "mixture"))]
+)
 def test_the_state_remembers_them_from_the_step_on_that_left_them_out(kind, tmp_path):
     options = {"checkpoint": Checkpoints(every=5)}
     early, late = trainer(kind).records_at([2]), trainer(kind).records_at([9])
@@ -112,6 +139,13 @@ def test_the_state_remembers_them_from_the_step_on_that_left_them_out(kind, tmp_
     assert not np.array_equal(other.model.out.kernel[...], again.model.out.kernel[...])
 
 
+@pytest.mark.parametrize("kind", ["view", "mixture"])
+def test_a_checkpoint_has_them_as_json(kind):
+    given = [7, 5] if kind == "view" else [[1, 12], [0, 3]]
+    skips = [(4, list(numbers_of(given, source_of(kind, points(N)))))]
+    assert skips_of(json.loads(json.dumps(skips))) == skips
+
+
 def test_a_run_without_a_workdir_remembers_them_too(capsys):
     skip = trainer("view").records_at([2])
     one = trainer("view", skip=skip, steps=10)
@@ -120,7 +154,7 @@ def test_a_run_without_a_workdir_remembers_them_too(capsys):
     assert "Leaving out 8 records from step 0 on." in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_run_that_diverged_goes_on_without_the_record(tmp_path):
     bad = trainer("view").records_at([7])[:1]
     options = {"data": spoilt(bad), "workdir": tmp_path}
@@ -147,15 +181,32 @@ def test_what_names_no_records_is_refused(skip, words):
         trainer("sharded", skip=skip)
 
 
-def test_records_without_numbers_are_refused():
-    import datasets
+@pytest.mark.parametrize(
+    ("skip", "words"),
+    [
+        ([3], r"pairs of a source and its record, \(k, 2\), as in skip=\[\(0, 12\), \(1, 345\)\]"),
+        ([(0, 3), (1,)], "pairs of a source"),
+        ([(0, 30)], "30 of source 0, and .* has records 0 to 29"),
+        ([(1, -1)], "-1 of source 1, and .* has records 0 to 19"),
+        ([(2, 0)], "source 2, and MixedSource has 0 to 1"),
+        ([(0, n) for n in range(30)] + [(1, n) for n in range(20)], "all 50 records"),
+    ],
+)
+def test_what_names_no_records_of_a_mixture_is_refused(skip, words):
+    with pytest.raises(ValueError, match=words):
+        numbers_of(skip, source_of("mixture", points(N)))
 
+
+def test_records_without_numbers_are_refused():
     rows = datasets.Dataset.from_dict(points(N)).to_iterable_dataset()
-    for source in (HFStreamingSource.from_dataset(rows), MixedSource([memory(points(N))], [1])):
+    stream = HFStreamingSource.from_dataset(rows, name="texts")
+    for source in (stream, MixedSource([memory(points(N)), stream], [1, 1])):
+        mixed = "source 1 of the mixture, " * (source is not stream)
         one = Trainer(MLP(), source, loss=loss, steps=2, batch_size=SIZE)
-        with pytest.raises(ValueError, match=r"records_at.*no? ?.*in order.*HFIndexedSource"):
+        words = f"{mixed}texts, is a HFStreamingSource.*in order.*HFIndexedSource"
+        with pytest.raises(ValueError, match=rf"records_at\(steps\) needs.*{words}"):
             one.records_at([0])
-        with pytest.raises(ValueError, match=r"skip= needs records with numbers.*filter"):
+        with pytest.raises(ValueError, match=rf"skip= needs records with numbers.*{words}"):
             Trainer(MLP(), source, loss=loss, steps=2, batch_size=SIZE, skip=[3])
     with pytest.raises(ValueError, match="steps=-1"):
         trainer().records_at([-1])

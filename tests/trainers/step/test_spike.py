@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from datarax import MixedSource
 from tests.support.models import MLP, memory, points
 from trainers import Checkpoints, Trainer
 from trainers.step.spike import STEPS, Spike, Trend
@@ -42,28 +43,32 @@ def loss(model, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 
-def trainer(*, spoilt=True, **arguments):
+def trainer(*, spoilt=True, mixed=False, **arguments):
     data = points(N)
     data["label"] = data["x"][:, :3].argmax(axis=1).astype(np.int32)
     if spoilt:
         rows = slice(BAD * SIZE, BAD * SIZE + SIZE)
         data["x"][rows] *= -9
     arguments = {"loss": loss, "batch_size": SIZE, "steps": 60, "log_every": 10, **arguments}
-    return Trainer(MLP(), memory(data), optimizer=optax.adam(1e-2), **arguments)
+    source = MixedSource([memory(data)], [1], stop="all") if mixed else memory(data)
+    return Trainer(MLP(), source, optimizer=optax.adam(1e-2), **arguments)
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_a_run_names_the_records_of_a_loss_that_stands_out(tmp_path, capsys):
-    trainer(spoilt=False).fit()
+@pytest.mark.parametrize("mixed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_names_the_records_of_a_loss_that_stands_out(mixed, tmp_path, capsys):
+    trainer(spoilt=False, mixed=mixed).fit()
     assert "stands out" not in capsys.readouterr().out
-    options = {"workdir": tmp_path, "checkpoint": Checkpoints(every=7)}
+    options = {"workdir": tmp_path, "checkpoint": Checkpoints(every=7), "mixed": mixed}
     trainer(**options).fit(steps=53)
     said = capsys.readouterr().out
     assert f"The loss of batch {BAD} stands out" in said
-    assert "its records are 360, 361, 362, 363, 364, 365, 366, 367." in said
+    of = " of source 0" if mixed else ""
+    named = ", ".join(f"{record}{of}" for record in range(360, 368))
+    assert f"its records are {named}." in said
     assert f"skip=trainer.records_at({BAD})" in said
     trainer(**options).fit()  # which remembers it, and does not say it again
     assert "stands out" not in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     assert "Losses that stand out" in page
-    assert "360, 361, 362" in page
+    assert named in page
