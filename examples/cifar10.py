@@ -53,7 +53,8 @@ def whitening(images: np.ndarray) -> np.ndarray:
 
 def normalized(x):
     """Returns images in [0, 1] with mean 0 and standard deviation 1 in each channel."""
-    return (x - np.float32(MEAN)) / np.float32(STD)
+    mean, std = (np.asarray(values, x.dtype) for values in (MEAN, STD))
+    return (x - mean) / std
 
 
 def identity(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:

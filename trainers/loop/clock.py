@@ -47,6 +47,12 @@ class Clock:
         return InputStall(*(self.waited / running).tolist())
 
     @property
+    def training(self) -> float:
+        """Seconds of steps: devices compute them while a log is written, so these count, too."""
+        others = "loading", "compiling", "evaluating", "saving"
+        return self.total - sum(self.seconds[phase] for phase in others)
+
+    @property
     def total(self) -> float:
         """Seconds since the run began."""
         return time.perf_counter() - self._begun

@@ -92,9 +92,10 @@ class Progress:
         parts = [f"{name} {values[name]:.4g}" for name in names]
         rate = self._rate(row["step"])
         rate += f"  {stall:.0%} waiting for data" if stall > STALL else ""
-        if self._bar is not None:
+        if self._bar is not None:  # which tells of the time left by itself
             self._bar.set_postfix_str("  ".join([*parts[:4], rate]).rstrip(), refresh=False)
             return
+        rate += self._left(row["step"])
         end = "" if self._steps is None else f"/{self._steps}"
         place = f"step {row['step']}{end}  epoch {row['epoch']:.2f}"
         width = shutil.get_terminal_size((_WIDTH, 24)).columns
@@ -119,13 +120,14 @@ class Progress:
         finished = step - self._first
         if not finished:
             return ""
-        rate = finished / self._seconds
-        told = f"{rate * self._batch_size:,.0f} examples/s"
-        if self._steps is None:
-            return told
+        return f"{finished / self._seconds * self._batch_size:,.0f} examples/s"
+
+    def _left(self, step: float) -> str:
+        finished = step - self._first
+        if self._steps is None or not finished:
+            return ""
         passed = (time.perf_counter() - self._begun) / finished  # with evaluating and saving
-        left = tqdm.format_interval(max(0, self._steps - step) * passed)
-        return f"{told}  {left} left"
+        return f"  {tqdm.format_interval(max(0, self._steps - step) * passed)} left"
 
 
 def told_of_start(step: int, workdir: Any, init_from: Any) -> str:

@@ -40,13 +40,13 @@ def lines(curves: Mapping[str, Points], *, label: str) -> str:
         _, y = place(0, tick)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(tick)}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_short(tick)}</text>'
         )
     for tick in (t for t in _ticks(0, last, 5) if t <= last):
         x, _ = place(tick, values[0])
         anchor = "end" if x > _WIDTH - 30 else "middle"
         parts.append(
-            f'<text x="{x:.1f}" y="{_HEIGHT - 10}" text-anchor="{anchor}">{number(tick)}</text>'
+            f'<text x="{x:.1f}" y="{_HEIGHT - 10}" text-anchor="{anchor}">{_short(tick)}</text>'
         )
     for name, points in curves.items():
         parts.append(_curve(name, points, place, label))
@@ -85,6 +85,14 @@ def number(value: float) -> str:
     if size >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def _short(value: float) -> str:
+    """Returns the number of a tick, for which there is little room: `2,000`, `20k`, `50M`."""
+    if abs(value) < 1e4:
+        return number(value)
+    power = min(3, int(math.log10(abs(value)) / 3))
+    return f"{value / 1000**power:.4g}{' kMG'[power]}"
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:

@@ -38,7 +38,7 @@ class Report:
         self._path = path
         self._plan, self._run, self._clock = plan, run, clock
         self._rates: list[tuple[float, float]] = []
-        self._mark = (run.step, clock.seconds["computing"])
+        self._mark = run.step, clock.training
         self._constant: str | None = None  # the part that never changes
         self._next = 0.0
         self._hparams: Mapping[str, Any] = {}
@@ -46,8 +46,8 @@ class Report:
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Notes the rate, and writes the page if it is time to."""
         before, seconds = self._mark
-        self._mark = step, self._clock.seconds["computing"]
-        if step > before and self._mark[1] > seconds:
+        self._mark = step, self._clock.training
+        if step > before:
             rate = (step - before) * self._plan.batches.batch_size / (self._mark[1] - seconds)
             self._rates.append((step, rate))
         if time.perf_counter() >= self._next:

@@ -9,7 +9,7 @@ from flax import nnx
 from trainers.report import chart, page
 from trainers.run import NO_STALL, InputStall, Status
 
-_HEIGHT = 460  # pixels of the frame in a notebook
+_HEIGHT = 460  # pixels of the frame, until it knows the height of its page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Result:
     """
 
     step: int
-    model: nnx.Module
-    ema: nnx.Module | None
+    model: nnx.Module = dataclasses.field(repr=False)
+    ema: nnx.Module | None = dataclasses.field(repr=False)
     metrics: dict[str, float]
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]] = dataclasses.field(repr=False)
     best: tuple[int, float] | None
     status: Status
     input_stall: InputStall = NO_STALL
@@ -51,4 +51,5 @@ class Result:
         )
         inner = html.escape(page.page(name, body), quote=True)
         style = f"width: 100%; height: {_HEIGHT}px; border: 0"
-        return f'<iframe srcdoc="{inner}" style="{style}"></iframe>'
+        fit = "this.style.height = this.contentDocument.documentElement.scrollHeight + 'px'"
+        return f'<iframe srcdoc="{inner}" style="{style}" onload="{fit}"></iframe>'

@@ -44,7 +44,7 @@ class SweepResult:
         """The best member's model, None where all have diverged."""
         return None if self.best is None else self.results[self.best].model
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = self.table
         names = list(dict.fromkeys(name for row in rows for name in row))
         cells = [names, *([_cell(row.get(name, "")) for name in names] for row in rows)]
