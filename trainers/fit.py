@@ -155,6 +155,9 @@ class Fit:
             stop = min(cadence.next(run.step), run.step + steps, served)
             if signals.platform_preempts(run.step, stop):
                 continue
+            if stop - run.step >= loop.inner and cadence.is_long(steps):
+                with self.clock.spent("compiling"):
+                    loop.compile_inner()
             if not pending.is_open:
                 pace.begin(run.step)
             with self.clock.spent("computing"):

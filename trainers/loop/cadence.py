@@ -5,6 +5,18 @@ from trainers.loop.plan import Plan, evaluation_interval
 from trainers.loop.profile import bounds
 from trainers.run import Run
 
+_INNER = 50  # steps of an inner loop at most: a call takes 70 us, a small step 30 us on a GPU
+_MANY = 10_000
+
+
+def inner_steps(plan: Plan) -> int:
+    """Returns how many steps an inner loop has: a part of those between two things that are due.
+
+    Parts are as long as each other, so that few steps are left.
+    """
+    least = min(_intervals(plan))
+    return least // -(-least // _INNER)
+
 
 class Cadence:
     """Says what is due after a number of finished steps.
@@ -16,8 +28,7 @@ class Cadence:
 
     def __init__(self, plan: Plan, run: Run):
         self._plan, self._run, self._traced = plan, run, bounds(plan.profile)
-        self._eval_every = evaluation_interval(plan)
-        self._steps = [c.steps for c in plan.callbacks if isinstance(c, callbacks.every)]
+        self._eval_every, self._intervals = evaluation_interval(plan), _intervals(plan)
 
     def logs(self, step: int) -> bool:
         """Returns whether a log is due: the last step always has one."""
@@ -63,13 +74,29 @@ class Cadence:
 
     def next(self, step: int) -> int:
         """Returns the first step after `step` at which something is due."""
-        plan = self._plan
-        cadences = [plan.log_every, *self._steps]
-        cadences += [self._eval_every] if plan.evaluators and self._eval_every else []
-        cadences += [plan.checkpoint.every] if plan.workdir is not None else []
         fixed = [n for n in self._traced if n > step]
         fixed += [] if self._run.steps is None else [self._run.steps]
-        return min([*fixed, *(step - step % n + n for n in cadences)])
+        return min([*fixed, *(step - step % n + n for n in self._intervals)])
+
+    def is_long(self, steps: int) -> bool:
+        """Returns whether steps are quick, and many are left, so that a second program pays.
+
+        Its compiling takes about a second; a GPU that asks the host at each step loses 13 us or
+        more a step, and does nothing while a log is written.
+
+        Args:
+            steps: How many steps take two seconds.
+        """
+        left = steps if self._run.steps is None else self._run.steps - self._run.step
+        return min(steps, left) >= _MANY
 
     def _is_last(self, step: int) -> bool:
         return self._run.is_last(step)
+
+
+def _intervals(plan: Plan) -> list[int]:
+    """Returns the numbers of steps after which something is due, again and again."""
+    eval_every = evaluation_interval(plan)
+    steps = [plan.log_every, *(c.steps for c in plan.callbacks if isinstance(c, callbacks.every))]
+    steps += [eval_every] if plan.evaluators and eval_every else []
+    return steps + ([plan.checkpoint.every] if plan.workdir is not None else [])

@@ -122,14 +122,14 @@ def watch(step: Callable) -> Callable[[Watched, Any, jax.Array], Watched]:
     return one
 
 
-def count_nonfinite(state: State) -> int:
+def count_nonfinite(state: State) -> int | jax.Array:
     """Returns how many numbers of the parameters and the optimizer's state are not finite."""
     leaves = _floats((state.params, state.optimizer))
     if jax.default_backend() == "cpu" and all(leaf.is_fully_addressable for leaf in leaves):
         # NumPy reads these arrays where they lie. A program of XLA's takes half a second to compile
         # for a transformer of six layers, before its first step.
         return sum(leaf.size - np.count_nonzero(np.isfinite(leaf)) for leaf in leaves)
-    return int(_nonfinite_state(state))
+    return _nonfinite_state(state)  # not fetched yet
 
 
 @jax.jit

@@ -14,6 +14,7 @@ from trainers.devices import agreement, memory
 from trainers.devices.arrays import as_carry
 from trainers.devices.placement import described
 from trainers.devices.variables import concrete, without_value
+from trainers.loop.cadence import inner_steps
 from trainers.loop.plan import Plan
 from trainers.step.average import begun, of, replaced
 from trainers.step.compiled import Loop
@@ -99,7 +100,8 @@ def loop(
     if (found := logits(plan, if_large=True)) is not None:
         update = dataclasses.replace(update, accumulate=update.accumulate * found.slices)
     step = train_step(definition, plan.objective, update, rows, layout.slices)
-    rest = data, goes_on or _finite, layout.shardings(state)
+    inner = inner_steps(plan) if jax.default_backend() == "gpu" else 0
+    rest = data, goes_on or _finite, layout.shardings(state), inner
     with layout.traced():
         traced = Loop(around(step), state, *rest)
         if traced.from_python and update.accumulate > 1:

@@ -5,6 +5,8 @@ import math
 import time
 from typing import Any
 
+import jax
+
 from trainers.data.batches import Feed
 from trainers.devices.arrays import Snapshot
 from trainers.loop.clock import SECONDS
@@ -33,7 +35,9 @@ class Watch:
         self._plan = plan
         self._feed = feed
         self._run, self._first = run, run.data_start
-        self._nonfinite = count_nonfinite(state)  # such as the -inf of a mask: not ours to judge
+        self._nonfinite = int(
+            count_nonfinite(state)
+        )  # such as the -inf of a mask: not ours to judge
         self._take(state, run.step, time.perf_counter())
 
     def is_due(self) -> bool:
@@ -51,10 +55,11 @@ class Watch:
             thoroughly: Whether to look at the parameters as well, which costs a pass over them.
             keep: Whether to take a snapshot of it, if it is.
         """
-        if not _has_finite_losses(state):
-            return False
         begun = time.perf_counter()
-        if (thoroughly or keep) and count_nonfinite(state) > self._nonfinite:
+        count = count_nonfinite(state) if thoroughly or keep else 0
+        # One fetch; a log after it finds the window in host memory.
+        loss, window, count = jax.device_get((state.loss, state.window, count))
+        if not _are_finite(loss, window.loss) or count > self._nonfinite:
             return False
         if keep:
             self._take(state, step, begun)
@@ -76,8 +81,8 @@ class Watch:
             found = find(self._plan, feed, self._snapshot, self._step, step, self._first)
             if found is not None:
                 return *found, feed.state_at(found[0].step)
-        if _has_finite_losses(state):
-            self._nonfinite = count_nonfinite(state)
+        if _are_finite(state.loss, state.window.loss):
+            self._nonfinite = int(count_nonfinite(state))
             return None
         batch = self._step - self._first
         what = (
@@ -95,5 +100,5 @@ class Watch:
         self._cost = self._taken - begun
 
 
-def _has_finite_losses(state: State) -> bool:
-    return math.isfinite(float(state.loss)) and math.isfinite(float(state.window.loss))
+def _are_finite(*losses: Any) -> bool:
+    return all(math.isfinite(float(loss)) for loss in losses)

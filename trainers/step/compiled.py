@@ -24,6 +24,10 @@ class Loop:
     in a program of its own (https://github.com/jax-ml/jax/issues/12868). A step that holds one is
     called from Python there: the same program, the same state, one trace.
 
+    On a GPU XLA's `while` with run-time bounds asks the host at each turn whether to go on
+    (https://github.com/jax-ml/jax/issues/2491); a loop of a length known to the compiler does not.
+    After `compile_inner`, loops of `inner` steps take the steps, and the `while` takes the rest.
+
     Constructing a loop traces the step, so it raises what is wrong with it; compiling comes later.
 
     Args:
@@ -31,11 +35,14 @@ class Loop:
         state: The first state, or one of its shapes and dtypes.
         data: What the steps read.
         goes_on: `state -> bool`, traceable, asked before each step: a compiled run ends early where
-            it is False. Steps that are called from Python go on.
+            it is False. Steps that are called from Python go on, and those of an inner loop.
         shardings: Where the state stays, a pytree of shardings; None: on one device.
+        inner: Number of steps of the loop that `compile_inner` compiles; 0: there is none.
 
     Attributes:
         from_python: Whether the steps are called from Python.
+        inner: As given; 0 where the steps are called from Python.
+        inner_program: The compiled inner loop; None until it is asked for.
     """
 
     def __init__(
@@ -45,15 +52,21 @@ class Loop:
         data: Any,
         goes_on: Callable[[Any], Any] = lambda _: True,
         shardings: Any = None,
+        inner: int = 0,
     ):
         step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
         traced = step.trace(state, data, jnp.int32(0))
         self.from_python = jax.default_backend() == "cpu" and _has_convolution(traced.jaxpr.jaxpr)
+        self.inner = 0 if self.from_python else inner
+        # Inside the loops the step is found already traced.
+        jitted = functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
         if not self.from_python:
-            # Inside the loop the step is found already traced.
-            chunk = functools.partial(_chunk, step, goes_on)
-            chunk = jax.jit(chunk, donate_argnums=0, out_shardings=shardings)
+            chunk = jitted(functools.partial(_chunk, step, goes_on))
             traced = chunk.trace(state, data, jnp.int32(0), jnp.int32(0))
+        if self.inner:
+            turns = jitted(functools.partial(_turns, step, inner))
+            self._inner_traced = turns.trace(state, data, jnp.int32(0))
+        self.inner_program: jax.stages.Compiled | None = None
         self._traced = traced
         self._eagerly = functools.partial(_chunk, step, goes_on)
 
@@ -71,15 +84,21 @@ class Loop:
         """Compiles the program, so that the first call takes no longer than others."""
         _ = self.program
 
+    def compile_inner(self) -> None:
+        """Compiles the inner loop, if there is one, for later calls; the step is compiled anew."""
+        if self.inner and self.inner_program is None:
+            self.inner_program = self._inner_traced.lower().compile()
+
     def __call__(self, state: Any, data: Any, start: int, stop: int) -> Any:
         """Returns the state after steps `start ... stop - 1`; `state` is donated."""
         if jax.config.jax_disable_jit:  # as one sets it to look at each operation  # pyright: ignore[reportAttributeAccessIssue]
             return self._eagerly(state, data, jnp.int32(start), jnp.int32(stop))
-        program = self.program
-        if not self.from_python:
-            return program(state, data, np.int32(start), np.int32(stop))
+        while self.inner_program is not None and stop - start >= self.inner:
+            state, start = self.inner_program(state, data, np.int32(start)), start + self.inner
+        if not self.from_python and start < stop:
+            return self.program(state, data, np.int32(start), np.int32(stop))
         for t in range(start, stop):
-            state = program(state, data, np.int32(t))
+            state = self.program(state, data, np.int32(t))
         return state
 
 
@@ -93,6 +112,10 @@ def _chunk(step, goes_on, state, data, start, stop):
         return (t < stop) & goes_on(state)
 
     return jax.lax.while_loop(condition, body, (start, state))[1]
+
+
+def _turns(step, number, state, data, start):
+    return jax.lax.fori_loop(0, number, lambda i, state: step(state, data, start + i), state)
 
 
 def _has_convolution(jaxpr: core.Jaxpr) -> bool:

@@ -103,6 +103,8 @@ class SweepRun:
                 self._checkpointer.save(run, self.state, feed.state_at(run.step))
             data, served = feed.block(run.step)
             stop = min(cadence.next(run.step), run.step + steps, served)
+            if stop - run.step >= loop.inner and cadence.is_long(steps):
+                loop.compile_inner()
             with pace.measured(stop - run.step):
                 self.state = loop(self.state, data, run.step, stop)
                 jax.block_until_ready(self.state.loss)

@@ -1,8 +1,10 @@
 """What is due at which step, and where a chunk of steps ends."""
 
+import pytest
+
 from tests.support.models import MLP, labelled
 from trainers import Checkpoints, Trainer, every
-from trainers.loop.cadence import Cadence
+from trainers.loop.cadence import Cadence, inner_steps
 from trainers.run import Run
 
 
@@ -42,6 +44,33 @@ def test_a_log_alone_waits_for_nobody(tmp_path):
     assert not any(best.only_logs(step) for step in range(1, 51))
     told = schedule(log_every=10, callbacks=[lambda run: None])
     assert [step for step in range(1, 51) if told.uses(step)] == [10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"log_every": 100}, 50),
+        ({"log_every": 101}, 33),
+        ({"log_every": 100, "eval_every": 30}, 50),  # nothing to evaluate on
+        ({"log_every": 100, "callbacks": [every(7, lambda run: None)]}, 7),
+        ({"log_every": 1}, 1),
+    ],
+)
+def test_inner_loops_are_equal_parts_of_the_steps_between_logs(arguments, steps):
+    trainer = Trainer(MLP(), labelled(40), batch_size=8, steps=50, **arguments)
+    assert inner_steps(trainer._plan) == steps
+
+
+def test_a_second_program_pays_where_many_quick_steps_are_left():
+    trainer = Trainer(MLP(), labelled(40), batch_size=8, steps=50_000)
+    run = Run(50_000, MLP, dict)
+    one = Cadence(trainer._plan, run)
+    assert one.is_long(20_000)
+    assert not one.is_long(2_000)  # of a millisecond each
+    run.step = 45_000
+    assert not one.is_long(20_000)
+    run.steps = None  # a stream's end
+    assert one.is_long(20_000)
 
 
 def test_the_last_step_is_logged_and_evaluated():

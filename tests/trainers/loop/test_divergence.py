@@ -12,6 +12,7 @@ import pytest
 from datarax import HFStreamingSource
 from tests.support.models import CNN, MLP, assert_close, assert_same, images, memory, points
 from trainers import Checkpoints, Trainer, every
+from trainers.loop import cadence
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -82,6 +83,19 @@ def test_one_bad_record_is_found_and_the_state_before_it_kept(caplog, kind, mode
     assert_close(
         trainer(source, model(), steps=t, **arguments | {"epochs": None}).fit().model, result.model
     )
+
+
+def test_a_loop_that_goes_on_after_a_bad_batch_changes_nothing_that_is_said(caplog, monkeypatch):
+    source, results = data(), []
+    for _ in range(2):
+        results.append((trainer(source, MLP(), log_every=3).fit(), caplog.records[-1].getMessage()))
+        # As on a GPU from the first step on, where inner loops do not ask whether to go on.
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(cadence, "_MANY", 1)
+    (expected, said), (result, text) = results
+    assert (result.status, result.step, text) == ("diverged", expected.step, said)
+    assert result.history == expected.history
+    assert_same(result.model, expected.model)
 
 
 def test_a_resumed_run_diverges_once_and_says_so_at_each_start(tmp_path, caplog):

@@ -83,6 +83,32 @@ def test_a_step_is_traced_once_for_all_lengths():
     assert len(traces) == 1
 
 
+def test_inner_loops_change_no_bit_and_have_a_length_that_the_compiler_knows():
+    data = {"x": jax.random.normal(jax.random.key(0), (16,))}
+    traces = []
+
+    def step(state, data, t):
+        traces.append(t)
+        return _sum(state, data, t) * 1.01
+
+    loop = Loop(step, jnp.zeros(()), data, lambda state: state < 1e9, inner=5)
+    bounds = [(start, stop) for start in (0, 3) for stop in range(start, 17)]
+    expected = [loop(jnp.zeros(()), data, *cut) for cut in bounds]
+    loop.compile_inner()
+    program = loop.inner_program
+    loop.compile_inner()
+    assert loop.inner_program is program
+    np.testing.assert_array_equal([loop(jnp.zeros(()), data, *cut) for cut in bounds], expected)
+    assert len(traces) == 1
+    trips = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+    assert trips.findall(program.as_text()) == ["5"]
+    assert not trips.findall(loop.program.as_text())
+
+    convolved = Loop(_convolved, jnp.zeros((1, 1, 8)), data, inner=5)
+    convolved.compile_inner()
+    assert (convolved.inner_program is None) == convolved.from_python
+
+
 # --- through the trainer -------------------------------------------------------------------------
 
 
