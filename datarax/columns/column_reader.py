@@ -13,6 +13,7 @@ from datarax.columns.images import Damage
 from datarax.columns.lists import flat, is_list, is_number, is_text, leaf_type, values
 from datarax.columns.numbers import array_dtype, expect_range, expect_shape, first_shape
 from datarax.columns.objects import host_column, needs_decoding, objects
+from datarax.columns.opened import OpenedFiles
 from datarax.columns.scattered import Scattered, memory_between
 
 _PART = 256 << 10  # bytes that are converted at a time
@@ -24,10 +25,15 @@ class ColumnReader:
     Attributes:
         empty: The column without rows: an array of shape `(0, ...)`, or a `HostColumn`.
         row_bytes: About what reading a row costs, in bytes that are copied.
+        maps: Whether reading maps files.
     """
 
     empty: np.ndarray | HostColumn
     row_bytes: int = 0
+    maps: bool = True
+
+    def read_from(self, files: OpenedFiles) -> None:
+        """Reads from files, where they hold the column's memory, and does not map them."""
 
     def read(self, rows: Rows, out: np.ndarray) -> Damage:
         """Reads rows into `out`, on whatever thread.
@@ -82,6 +88,9 @@ class NumberReader(ColumnReader):
         self._items = Scattered(pieces) if pieces else None
         self.empty = np.empty((0, *shape), array_dtype(column.feature, stored))
         self.row_bytes = stored.itemsize * int(np.prod(shape, dtype=int))
+
+    def read_from(self, files: OpenedFiles) -> None:
+        self.maps = self._items is None or not self._items.read_from(files)
 
     def read(self, rows: Rows, out: np.ndarray) -> Damage:
         items, positions = self._items, rows.positions
@@ -139,6 +148,9 @@ class SpanReader(ObjectReader):
         span = memory_between(low, int(origins.sum(axis=1).max()), 1)
         size = len(span) // dtype.itemsize * dtype.itemsize
         self._memory = span[:size].view(dtype)
+
+    def read_from(self, files: OpenedFiles) -> None:
+        self._bounds.read_from(files)  # the rows themselves are mapped
 
     def _spans(self, rows: Rows) -> Iterator[tuple[int, int]]:
         """Returns where rows begin and end, in items of the memory."""

@@ -23,6 +23,7 @@ from datarax.columns.images import (
     unlike,
 )
 from datarax.columns.objects import host_column, objects
+from datarax.columns.opened import OpenedFiles
 from datarax.columns.scattered import Scattered
 
 _LOOKED_AT = 256 << 10  # bytes that decoding an image counts for, at least
@@ -97,6 +98,9 @@ class PixelReader(ColumnReader):
         self._items, self.address = Scattered([pixels]), pixels.ctypes.data
         self.empty = np.empty((0, *pixels.shape[1:]), pixels.dtype)
         self.row_bytes = pixels[:1].nbytes
+
+    def read_from(self, files: OpenedFiles) -> None:
+        self.maps = not self._items.read_from(files)
 
     def read(self, rows: Rows, out: np.ndarray) -> Damage:
         assert rows.numbers is not None

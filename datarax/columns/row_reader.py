@@ -1,5 +1,6 @@
 """The rows of a dataset, read by their number from mapped Arrow files, on several threads."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Collection, Iterator
@@ -17,6 +18,7 @@ from datarax.columns.labels import expect_named
 from datarax.columns.load import is_image
 from datarax.columns.mapped import MappedFiles
 from datarax.columns.nested import nested, parts
+from datarax.columns.opened import OpenedFiles
 from datarax.columns.picture_reader import EncodedReader, PixelReader, picture_reader
 from datarax.columns.rows import ReadRows
 from datarax.errors import expect_rows
@@ -76,6 +78,11 @@ class RowReader:
         )
         self.trim = self._files.trim
         self.trim()
+        if self._files.is_large:
+            with contextlib.suppress(OSError):  # what is not opened is mapped
+                opened = OpenedFiles(self._files.ranges)
+                for _, reader in self._leaves.values():
+                    reader.read_from(opened)
 
     def _reader(self, column: Column) -> ColumnReader:
         if not is_image(column):
@@ -149,18 +156,22 @@ class RowReader:
         if len(large) < 2 or self._threads == 1:
             return [self._read(reader, rows, out) for _, reader, rows, out in tasks]
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="datarax-rows")
+            self._pool = ThreadPoolExecutor(self._threads - 1, thread_name_prefix="datarax-rows")
         reading: list[Future[Damage]] = [
             self._pool.submit(self._read, reader, rows, out) for _, reader, rows, out in tasks
         ]
         try:
-            return [future.result() for future in reading]
+            # This thread reads what no other has begun: a block of 784-byte rows takes 0.5 ms.
+            return [
+                self._read(*task[1:]) if future.cancel() else future.result()
+                for task, future in zip(tasks, reading, strict=True)
+            ]
         finally:
             for future in reading:
                 future.cancel()
 
     def _read(self, reader: ColumnReader, rows: Rows, out: np.ndarray) -> Damage:
-        if not self._files.is_large:
+        if not (self._files.is_large and reader.maps):
             return reader.read(rows, out)
         damage: Damage = {}
         for start in range(0, rows.length, _LOOKED_AT):

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from datarax.columns.opened import OpenedFiles
+
 _LARGE = 8 << 10  # bytes of an item from which copying it takes longer than calling for the copy
 _AT_ONCE = 64 << 10  # bytes that go through a buffer of NumPy's, which stays in the cores' caches
 _SHARED = 512  # items, at least: NumPy lets other threads run where it gathers more than 500
@@ -43,10 +45,17 @@ class Scattered:
         self._origins = begins - starts * self._stride
         self._low = int(begins.min())
         spans = [(len(piece) - 1) * self._stride + self._bytes for piece in pieces]
+        self._bounds = begins, begins + spans
         self._memory = memory_between(self._low, int((begins + spans).max()), self._bytes)
+        self._files: OpenedFiles | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def read_from(self, files: OpenedFiles) -> bool:
+        """Reads items from files from now on; returns whether they hold the items' memory."""
+        self._files = files if files.hold(*self._bounds) else None
+        return self._files is not None
 
     def piece(self, items: np.ndarray) -> np.ndarray:
         """Returns the number of the piece that each item lies in, int64 of shape `(k,)`."""
@@ -63,10 +72,12 @@ class Scattered:
         """
         if not out.nbytes:
             return
-        if self._one is not None:
+        if self._one is not None and self._files is None:
             np.take(self._one, items, axis=0, out=out, mode="clip")  # "raise" copies twice
             return
         addresses: Any = self._origins[self.piece(items)] + items * self._stride
+        if self._files is not None and self._files.read(addresses, out):
+            return
         if self._bytes >= _LARGE:
             target = out.ctypes.data
             for source in addresses.tolist():

@@ -294,7 +294,7 @@ def test_a_removed_file_is_still_read_and_a_truncated_one_is_named(kinds, tmp_pa
 
 
 def test_of_large_files_little_memory_is_held(kinds, monkeypatch):
-    monkeypatch.setattr(mapped, "HELD", 0)
+    monkeypatch.setattr(mapped, "SMALL", 0)
     source = HFIndexedSource.from_dataset(kinds["disk"], shuffle=True)
     reader = source._loaded.rows
     assert reader._files.is_large
