@@ -25,9 +25,10 @@ import numpy as np
 import optax
 from flax import nnx
 
+from benchmarks.models import LanguageModel
 from benchmarks.timing import peak_megabytes, versions
 from datarax import MemorySource, MemorySourceConfig
-from examples.lm import LENGTH, VOCABULARY, Transformer
+from examples.lm import LENGTH, VOCABULARY
 from trainers import Trainer, every
 
 BATCH, ROWS = 16, 1024
@@ -71,14 +72,6 @@ def fitted(model: nnx.Module, rows: np.ndarray, steps: int, first: Callable[[], 
     Trainer(
         model, source, steps=steps, batch_size=BATCH, eval_every=steps, callbacks=[every(1, called)]
     ).fit()
-
-
-class LanguageModel(Transformer):
-    """The transformer of `examples/lm.py` on rows of one document each."""
-
-    def __call__(self, input_ids: jax.Array) -> jax.Array:
-        positions = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-        return super().__call__(input_ids, jnp.ones_like(input_ids), positions)
 
 
 SIDES = {"hand": hand_written, "fit": fitted}

@@ -1,12 +1,14 @@
 """The training loop, beside loops written by hand.
 
-    python -m benchmarks.loop [--dataset FOLDER] [--only mlp|cnn|order]
+    python -m benchmarks.loop [--dataset FOLDER] [--only mlp|cnn|transformer|order]
 
-About two minutes on two CPU cores. A ratio is the hand-written loop's time over the trainer's.
+About four minutes on two CPU cores, where the transformer gets few tokens. A ratio is the
+hand-written loop's time over the trainer's. On a GPU a pair has more steps, as they are short.
 """
 
 import argparse
 import statistics
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,33 +17,55 @@ from flax import nnx
 
 from benchmarks import models
 from benchmarks.timing import Rival, Turns, seconds, versions
+from datarax import MemorySource, MemorySourceConfig
 from datarax.order import epoch_seed, window
 from datarax.sources import EagerSourceBase
+from examples.lm import VOCABULARY
 from examples.mnist import CNN
 from trainers import Trainer, every
 
 ROUNDS = 15
+PARTS = "mlp", "cnn", "transformer", "order"
+ON_GPU = jax.default_backend() == "gpu"
+TOKENS = (16, 512) if ON_GPU else (2, 64)
 LENGTHS = (2**31 - 1, 1_000_000, 60_000, 10_000, 1_797, 500, 256, 180, 150, 128, 10, 2)
 
 
-def mlp(source: EagerSourceBase, pairs: int) -> Turns:
-    """`fit`, logging every 100 steps, against one `lax.scan` of 500 steps without any log."""
-    rival = models.scanned(models.MLP(rngs=nnx.Rngs(0)), source.data, 500)
-    turns = Turns(500, {"lax.scan": Rival(rival, 500)}, pairs)
-    return against(turns, models.MLP(rngs=nnx.Rngs(0)), source)
+def mlp(source: EagerSourceBase, pairs: int, log_every: int) -> Turns:
+    """`fit` with its logs against one `lax.scan` of as many steps without any log."""
+    steps = 5_000 if ON_GPU else max(500, log_every)
+    rival = models.scanned(models.MLP(rngs=nnx.Rngs(0)), source.data, steps)
+    turns = Turns(steps, {"lax.scan": Rival(rival, steps)}, pairs)
+    return against(turns, models.MLP(rngs=nnx.Rngs(0)), source, log_every=log_every)
 
 
 def cnn(source: EagerSourceBase, pairs: int) -> Turns:
     """`fit` of the MNIST example's model against a jitted step called from Python."""
-    rival = models.stepped(CNN(28, rngs=nnx.Rngs(params=0, dropout=1)), source.data, 10)
-    turns = Turns(10, {"jax.jit": Rival(rival, 10)}, pairs)
+    steps = 1_000 if ON_GPU else 10
+    rival = models.stepped(CNN(28, rngs=nnx.Rngs(params=0, dropout=1)), source.data, steps)
+    turns = Turns(steps, {"jax.jit": Rival(rival, steps)}, pairs)
     return against(turns, CNN(28, rngs=nnx.Rngs(params=0, dropout=1)), source)
 
 
-def against(turns: Turns, model: nnx.Module, source: EagerSourceBase) -> Turns:
-    """Trains with everything inferred, and the rivals in between."""
-    callbacks = [every(turns.steps, turns)]
-    Trainer(model, source, batch_size=models.BATCH, steps=turns.total, callbacks=callbacks).fit()
+def transformer(pairs: int) -> Turns:
+    """`fit` in `bfloat16` against a jitted, donated step called from Python."""
+    steps, batch = 200 if ON_GPU else 2, TOKENS[0]
+    rows = np.random.default_rng(0).integers(0, VOCABULARY, (1024, TOKENS[1]), dtype=np.int32)
+    source = MemorySource(MemorySourceConfig(shuffle=True), {"input_ids": rows})
+
+    def model():
+        return models.LanguageModel(512, 6, 8, TOKENS[1], rngs=nnx.Rngs(0))
+
+    how = {"mean_loss": models.of_tokens, "precision": jnp.bfloat16}
+    rival = models.stepped(model(), source.data, steps, batch, **how)
+    turns = Turns(steps, {"jax.jit": Rival(rival, steps)}, pairs)
+    return against(turns, model(), source, batch_size=batch, precision=jnp.bfloat16)
+
+
+def against(turns: Turns, model: nnx.Module, source: EagerSourceBase, **arguments: Any) -> Turns:
+    """Trains with the task and the optimizer inferred, and the rivals in between."""
+    arguments = {"batch_size": models.BATCH, "callbacks": [every(turns.steps, turns)], **arguments}
+    Trainer(model, source, steps=turns.total, **arguments).fit()
     return turns
 
 
@@ -75,21 +99,24 @@ def order_of(length: int, rounds: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", help="a folder with MNIST's columns; default: random images")
-    parser.add_argument("--only", choices=("mlp", "cnn", "order"), help="default: all three")
+    parser.add_argument("--only", choices=PARTS, default=PARTS, nargs="+", help="default: all")
     parser.add_argument("--quick", action="store_true", help="two rounds each: only to try it")
     args = parser.parse_args()
     rounds = 2 if args.quick else ROUNDS
 
-    print(versions("jax", "flax", "optax"), jax.default_backend())
-    if args.only in (None, "mlp", "cnn"):
-        source = models.source(args.dataset)
-        if args.only != "cnn":
-            print(f"MLP 784-128-10, batch {models.BATCH}: hand-written time / trainer's time")
-            print(mlp(source, rounds), flush=True)
-        if args.only != "mlp":
-            print(f"CNN of examples/mnist.py, batch {models.BATCH}: hand-written / trainer's time")
-            print(cnn(source, rounds), flush=True)
-    if args.only in (None, "order"):
+    print(versions("jax", "flax", "optax"), jax.devices()[0].device_kind)
+    print("Hand-written time / trainer's time")
+    if "mlp" in args.only:
+        for log_every in (100, 1_000):
+            print(f"MLP 784-128-10, batch {models.BATCH}, a log every {log_every} steps")
+            print(mlp(models.source(args.dataset), rounds, log_every), flush=True)
+    if "cnn" in args.only:
+        print(f"CNN of examples/mnist.py, batch {models.BATCH}")
+        print(cnn(models.source(args.dataset), rounds), flush=True)
+    if "transformer" in args.only:
+        print("Transformer of six layers, width 512, {} x {} tokens, bfloat16".format(*TOKENS))
+        print(transformer(rounds), flush=True)
+    if "order" in args.only:
         print(f"Shuffled order inside a scan, {models.BATCH} records: microseconds a batch")
         for length in LENGTHS[:: 4 if args.quick else 1]:
             times = order_of(length, rounds)

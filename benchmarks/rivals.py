@@ -8,6 +8,7 @@ memory. Rivals compute the loss and no metric; the trainer logs loss and accurac
 """
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -114,7 +115,7 @@ def with_keras(data: Data) -> Rival:
 
 
 def with_torch(data: Data) -> Rival:
-    """PyTorch with a shuffling `DataLoader` over tensors."""
+    """PyTorch, on a GPU where it finds one, with a shuffling `DataLoader` over tensors."""
     import torch
 
     torch.set_num_threads(1)  # faster than two for steps as small as these
@@ -122,15 +123,16 @@ def with_torch(data: Data) -> Rival:
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(*tensors), models.BATCH, shuffle=True, drop_last=True
     )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
-    )
+    ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
     batches, steps = forever(lambda: loader), 100
 
     def run():
         for _ in range(steps):
-            images, labels = next(batches)
+            images, labels = (column.to(device) for column in next(batches))
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(model(images.float() / 255), labels)
             loss.backward()
@@ -171,7 +173,9 @@ def main() -> None:
         steps=turns.total,
         callbacks=[every(STEPS, turns)],
     ).fit()
-    print(versions("jax", "flax", "grain", "datasets"), jax.default_backend())
+    packages = "jax", "flax", "grain", "datasets", "keras", "torch"
+    found = [one for one in packages if importlib.util.find_spec(one) is not None]
+    print(versions(*found), jax.devices()[0].device_kind)
     print(f"MLP 784-128-10, batch {models.BATCH}: the rival's time / the trainer's")
     print(turns)
 
