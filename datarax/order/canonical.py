@@ -127,6 +127,27 @@ def expect_multiple(batch_size: int, shards: int) -> None:
         )
 
 
+def row_positions(size: int, shards: int) -> np.ndarray:
+    """Returns where the rows of a batch stand in it, `uint32` of shape `(size,)`.
+
+    The rows of a shard lie together, so that each device has those of its own shards.
+
+    Example:
+        >>> row_positions(6, 2).tolist()
+        [0, 2, 4, 1, 3, 5]
+    """
+    return np.arange(size, dtype=np.uint32).reshape(-1, shards).T.reshape(-1)
+
+
+def in_position_order(batch: Any, shards: int) -> Any:
+    """Returns a batch whose rows lie as `row_positions` says in the order of their positions."""
+
+    def one(x: Any) -> Any:
+        return x.reshape(shards, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+
+    return jax.tree.map(one, batch)
+
+
 def with_shards(state: dict[str, Any], shards: int) -> dict[str, Any]:
     """Returns a source's state with the canonical shards of its order."""
     if shards == 1 or "streams" in state["order"]:  # a stream's state has their number already

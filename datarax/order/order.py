@@ -60,15 +60,17 @@ class Order:
 
         Args:
             epoch: Epochs, integers that broadcast against `position`.
-            position: Positions within them, integers, taken modulo `num_records`.
+            position: Positions within them, integers, taken modulo `num_records`; of a deal past
+                the end, each shard's first records come again.
 
         Returns:
             `int32` array.
         """
-        position = jnp.asarray(position).astype(jnp.uint32) % np.uint32(self.num_records)
+        position = jnp.asarray(position).astype(jnp.uint32)
         seed = epoch_seed(self.seed, epoch) if self.shuffle else None
         if self.deal is not None:
             return self.stored(self.deal.record(position, seed))
+        position = position % np.uint32(self.num_records)
         if self.view is not None:
             return self.view.records(position, seed)
         if seed is None:
@@ -96,12 +98,12 @@ class Order:
 
         Args:
             epoch: The epoch.
-            position: Positions within it, integers of shape `(size,)`, taken modulo `num_records`.
+            position: Positions within it, integers of shape `(size,)`, as `records` takes them.
 
         Returns:
             `int64` array of shape `(size,)`.
         """
-        position = position % self.num_records
+        position = position if self.deal is not None else position % self.num_records
         is_drawn = self.view is not None and self.view.is_drawn
         if self.deal is not None or is_drawn:
             size = 1 << (max(len(position), 1) - 1).bit_length()  # few lengths are compiled

@@ -13,6 +13,7 @@ from datarax.columns.fingerprint import fingerprint_rows
 from datarax.columns.host import HostColumn, is_host
 from datarax.columns.rows import ReadRows, each_row, joined, on_device
 from datarax.errors import expect_between, expect_rows
+from datarax.order.canonical import row_positions
 from datarax.order.epochs import key_seed
 from datarax.order.permutation import MAX_RECORDS
 from datarax.sources.memory import columns_of
@@ -82,7 +83,7 @@ class IndexedSourceBase(RandomAccessSource):
             rngs=rngs,
             name=name,
         )
-        self._shards = 1
+        self._shards = self._together = 1  # canonical ones, and those whose rows lie together
         # Which share of every batch is read here, and how many shares there are.
         self._reader, self._readers = 0, 1
 
@@ -138,9 +139,10 @@ class IndexedSourceBase(RandomAccessSource):
         return source
 
     def share(self, shards: int, reader: int, readers: int) -> tuple[Self, int]:
-        """Returns a source of one process's rows of every batch, whatever the shards."""
+        """Returns a source of one process's rows of every batch, those of a shard together."""
         source = self.clone()
-        source._shards, source._reader, source._readers = shards, reader, readers
+        source._shards = source._together = shards
+        source._reader, source._readers = reader, readers
         return source, readers
 
     # --- batches ---------------------------------------------------------------------------------
@@ -194,8 +196,8 @@ class IndexedSourceBase(RandomAccessSource):
         epoch, index = self.position()
         whole = batch_size * self._readers
         filled = min(batches, -(-(self.length - index) // whole))
-        starts = index + whole * np.arange(batches) + self._reader * batch_size
-        positions = starts[:, None] + np.arange(batch_size)
+        rows = row_positions(whole, self._together)[self._reader * batch_size :][:batch_size]
+        positions = index + whole * np.arange(batches)[:, None] + rows
         records = self.records_at(epoch, positions[:filled].reshape(-1))
         read = self._read(records, (self.seed + epoch) % 2**32)
         columns = jax.tree.map(lambda column: _stacked(column, batches, batch_size), read.columns)

@@ -11,7 +11,7 @@ import numpy as np
 from datarax import EagerSourceBase
 from datarax.columns.host import is_host
 from datarax.columns.rows import absent_of, gather, host_of, without_host
-from datarax.order.canonical import Deal
+from datarax.order.canonical import Deal, in_position_order, row_positions
 from datarax.order.epochs import epoch_seed
 from trainers.devices.layout import Layout
 
@@ -136,12 +136,7 @@ class ShardedRows:
 
     def in_order(self, batch: Any) -> Any:
         """Returns the rows of a batch in the order of their positions."""
-        shards = self._deal.shards
-
-        def one(x):
-            return x.reshape(shards, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
-
-        return jax.tree.map(one, batch)
+        return in_position_order(batch, self._deal.shards)
 
     def records(self, epoch: int, start: int, size: int) -> np.ndarray:
         """Returns the numbers of the records that `read` gives, int32 of shape `(size,)`."""
@@ -149,10 +144,7 @@ class ShardedRows:
         return np.asarray(self._order.stored(self._deal.record(positions, self._epoch_seed(epoch))))
 
     def _positions(self, start: jax.Array, size: int) -> jax.Array:
-        shards, share = self._deal.shards, size // self._deal.shards
-        row = jnp.arange(size, dtype=jnp.uint32)
-        slot = start // np.uint32(shards) + row % np.uint32(share)
-        return slot * np.uint32(shards) + row // np.uint32(share)
+        return start + row_positions(size, self._deal.shards)
 
     def _epoch_seed(self, epoch: Any) -> jax.Array | None:
         return epoch_seed(self._order.seed, epoch) if self._order.shuffle else None

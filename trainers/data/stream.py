@@ -9,6 +9,7 @@ import numpy as np
 
 from datarax import Pipeline
 from datarax.columns.rows import absent_of, explained, parted
+from datarax.order.canonical import in_position_order, with_shards, without_shards
 from trainers.data.batches import Batches, Feed
 from trainers.data.blocks import Block, Blocks
 from trainers.data.mixed import filled_up
@@ -101,7 +102,7 @@ class StreamBatches(Batches):
         """
         source = self._source.clone()
         if state is not None:
-            source.set_state(state)
+            source.set_state(without_shards(state, self.shards))
         return Blocks(
             source,
             self.batch_size // self.readers,
@@ -137,7 +138,9 @@ class StreamBatches(Batches):
 
     def joined_state(self, own: dict[str, Any]) -> dict[str, Any]:
         """Returns the state of all processes together, from each one's own after the same batch."""
-        return own if self.readers == 1 else self._source.joined_state(agreement.collected(own))
+        if self.readers > 1:
+            own = self._source.joined_state(agreement.collected(own))
+        return with_shards(own, self.shards)
 
     def skipped_in(self, block: Block | None) -> Skipped | None:
         """Returns the records that are left out; of a mixture, with those that a block holds.
@@ -165,6 +168,10 @@ class StreamBatches(Batches):
             ranks = np.asarray(self._layout.replicate(block.data[2]))
         found = self._source.records_at(block.epoch, ranks.reshape(-1))
         return found.reshape(*ranks.shape, *found.shape[1:])
+
+    def in_order(self, batch: Any) -> Any:
+        """Returns the rows of a batch in the order of their positions, where they have some."""
+        return in_position_order(batch, self.shards) if self.by_number else batch
 
     def _stored(self, data: Any, t: jax.Array) -> tuple[Any, ...]:
         columns, valid, ranks, epoch, key, start, _ = data

@@ -70,9 +70,9 @@ def rows(tmp_path_factory):
     data = points(N) | {"text": [f"row {i}" for i in range(N)]}
     of = kinds_of(data, tmp_path_factory.mktemp("rows") / "rows", shuffle=True, seed=7)
 
-    def made(kind, **arguments):
+    def made(kind, shards=1, **arguments):
         source = of(kind)
-        pipeline = Pipeline(source=source, stages=[noise], batch_size=16)
+        pipeline = Pipeline(source=source, stages=[noise], batch_size=16, shards=shards)
         arguments = {"loss": loss, "log_every": 5, "eval_source": source, **arguments}
         return Trainer(Normed(), pipeline, **arguments)
 
@@ -84,10 +84,10 @@ def logged(workdir):
     return [{name: value for name, value in row.items() if name != "time"} for row in found]
 
 
-def resumed(rows, first, second, workdir):
+def resumed(rows, first, second, workdir, **arguments):
     """Returns the result of a run that begins on one kind of source and goes on with another."""
-    rows(first, steps=10, workdir=workdir).fit()
-    return rows(second, steps=25, workdir=workdir).fit()
+    rows(first, steps=10, workdir=workdir, **arguments).fit()
+    return rows(second, steps=25, workdir=workdir, **arguments).fit()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def eagerly(rows, tmp_path_factory, compiled_once):
     "kinds",
     [
         ("memory", "disk"),
-        ("eager", "disk"),
+        pytest.param(("eager", "disk"), marks=pytest.mark.slow),
         pytest.param(("disk", "eager"), marks=pytest.mark.slow),
     ],
 )
@@ -109,6 +109,21 @@ def test_a_run_on_a_dataset_is_the_eager_one_wherever_its_rows_lie(rows, kinds, 
     expected, workdir = eagerly
     equal(expected, resumed(rows, *kinds, tmp_path))
     assert logged(workdir) == logged(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kinds", [("disk", "eager"), pytest.param(("eager", "disk"), marks=pytest.mark.slow)]
+)
+def test_a_run_in_the_order_of_canonical_shards_is_that_of_dealt_rows(
+    rows, kinds, tmp_path, compiled_once
+):
+    arguments = {"shards": 4, "eval_source": None}
+    expected = rows("eager", steps=25, **arguments).fit()
+    equal(expected, resumed(rows, *kinds, tmp_path, **arguments))
+    one, other = (rows(kind, **arguments) for kind in ("eager", "disk"))
+    for t in (0, 6):
+        for name, column in one.batch_at(t).items():
+            np.testing.assert_array_equal(other.batch_at(t)[name], column)
 
 
 def test_evaluations_predictions_and_batches_are_the_eager_ones(rows):
