@@ -47,6 +47,7 @@ class Fit:
         ended: The end of this run, where there is no workdir to go on from.
     """
 
+    @memory.uncollected()
     def __init__(self, plan: Plan, before: Ended | None = None):
         self.plan = plan
         self.ended = before
@@ -183,6 +184,7 @@ class Fit:
 
     # --- before the first step -------------------------------------------------------------------
 
+    @memory.uncollected()
     def _traced(self) -> Loop:
         """Traces all programs, which comes before compiling and finds what is wrong with them."""
         plan = self.plan
@@ -200,6 +202,7 @@ class Fit:
         self._skips_more = self.run.skip(self.plan.skip)
         return self.plan.batches.skip(self.run.skips)
 
+    @memory.uncollected()
     def _compile(self, loop: Loop) -> None:
         loop.compile()
         memory.give_back()

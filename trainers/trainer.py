@@ -134,6 +134,7 @@ class Trainer:
     """
 
     @outside_mesh
+    @memory.uncollected()
     def __init__(
         self,
         model: nnx.Module,

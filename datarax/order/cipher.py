@@ -4,7 +4,6 @@ Simon's round function (Beaulieu et al., "The SIMON and SPECK families of lightw
 ciphers", 2013) in a Feistel network of two words, with the round keys of C++'s `std::seed_seq`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -42,12 +41,13 @@ def joined(words: Words, width: int) -> Any:
     return (left << np.asarray(width, block)) | right
 
 
-def encrypt(words: Words, keys: Sequence[Any], width: int) -> Words:
+def encrypt(words: Words, keys: Any, width: int) -> Words:
     """Encrypts blocks given as their two words.
 
     Args:
         words: Left and right words, of one shape, below `2**width`.
-        keys: Round keys, an even number of them; scalars, or of the words' shape.
+        keys: Round keys, an even number of them along the first axis; scalars, or of the words'
+            shape.
         width: Bits of a word.
     """
     word = words[0].dtype

@@ -1,9 +1,12 @@
 """Memory: what a run takes of it, and what there is."""
 
+import contextlib
 import ctypes
+import gc
 import math
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -39,6 +42,22 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Puts Python's garbage collection off until the block ends, for tracing and compiling.
+
+    They make many objects that stay, so the collector looks through all of the process in vain:
+    three times 0.13 s for a transformer of six layers.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def nbytes(tree) -> int:
