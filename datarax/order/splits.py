@@ -1,7 +1,10 @@
 """Splits: which records are in which part, the same on every machine."""
 
+import numbers
+
 import numpy as np
 
+from datarax.errors import expect_between
 from datarax.order.permutation import index_shuffle
 
 
@@ -23,8 +26,8 @@ def split(
     Raises:
         ValueError: If `fraction` is not between 0 and 1, or there are fewer than two records.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction}: expected a number between 0 and 1, such as 0.1.")
+    if not isinstance(fraction, numbers.Real) or not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction!r}: expected a number between 0 and 1, such as 0.1.")
     if num_records < 2:
         raise ValueError(f"There is {num_records} record: a split needs two at least.")
     size = min(max(round(fraction * num_records), 1), num_records - 1)
@@ -57,12 +60,11 @@ def fold(
     Raises:
         ValueError: If there are fewer records than folds, or `i` or `of` is out of range.
     """
-    if not 2 <= of <= num_records:
+    if not hasattr(of, "__index__") or not 2 <= of <= num_records:
         raise ValueError(
-            f"of={of}: expected 2 to {num_records} folds, since each needs a record of its own."
+            f"of={of!r}: expected 2 to {num_records} folds, since each needs a record of its own."
         )
-    if not 0 <= i < of:
-        raise ValueError(f"i={i}: expected a fold from 0 to {of - 1}.")
+    expect_between("i", i, 0, of - 1)
     number = np.empty(num_records, np.int64)
     number[_mixed(num_records, seed, classes)] = np.arange(num_records) % of
     return np.flatnonzero(number != i), np.flatnonzero(number == i)
@@ -70,6 +72,7 @@ def fold(
 
 def _mixed(num_records: int, seed: int, classes: np.ndarray | None) -> np.ndarray:
     """Returns all records in random order, class by class where there are classes."""
+    expect_between("seed", seed, 0, 2**32 - 1)
     order = np.asarray(
         index_shuffle(np.arange(num_records), num_records=num_records, seed=seed)
     ).astype(np.int64)

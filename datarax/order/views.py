@@ -219,7 +219,8 @@ class Weighted(View):
             raise ValueError(f"{label}: all {len(weights)} weights are 0, so no record is drawn.")
         # An interval is measured in parts of the distance of two points: 31 bits are for both.
         shift = _POINT_BITS - max(int(length) - 1, 1).bit_length()
-        ends = np.cumsum(weights)
+        # The largest is scaled to 1, by a power of two, which is exact: the sum stays finite.
+        ends = np.cumsum(np.ldexp(weights, -np.frexp(weights.max())[1]))
         ends = np.rint(ends / ends[-1] * length * 2.0**shift).astype(np.int64)
         # The guide tells by a point's highest bits where to look, so an end needs its lowest only.
         guided = _GUIDE_BITS if len(weights) >= 2**_GUIDE_BITS else 0

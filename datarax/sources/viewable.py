@@ -9,8 +9,9 @@ from flax import nnx
 
 from datarax.columns.fingerprint import Digest
 from datarax.columns.host import is_host
-from datarax.errors import closest, expect_rows, listed
+from datarax.errors import closest, expect_between, expect_rows, listed
 from datarax.order import splits
+from datarax.order.permutation import MAX_RECORDS
 from datarax.order.views import Balanced, Selected, View, Weighted
 from datarax.sources.source import Source
 
@@ -90,6 +91,11 @@ class Viewable(Source):
             [2, 4, 6]
         """
         numbers = self._numbers(records)
+        if not numbers.ndim or not len(numbers):
+            raise ValueError(
+                f"select({records!r:.60}): expected numbers of some of the {self.length} records "
+                f"of {self.label}, as in select([0, 2]), or a mask or a slice that keeps some."
+            )
         return self._selected(numbers, f"select({len(numbers)} records)")
 
     def split(
@@ -188,9 +194,12 @@ class Viewable(Source):
             [0, 2, 2]
         """
         values = self._values(weights, "weights")
+        if values.dtype.kind not in "iubf":
+            raise ValueError(f"{_named(weights)} holds {values.dtype}: expected weights, numbers.")
         records = None if self.view is None else self.stored_records(np.arange(self.length))
         name = repr(weights) if isinstance(weights, str) else "values"
-        length = self.length if length is None else int(length)
+        length = self.length if length is None else length
+        expect_between("length", length, 1, MAX_RECORDS)
         label = self._chained(f"weighted({name})")
         return self._viewed(Weighted.of(values, length, records, label))
 
@@ -263,9 +272,11 @@ class Viewable(Source):
                 )
             values = self._column(column)
             if is_host(values):
+                hint = f"of texts make classes with ds.class_encode_column({column!r})"
+                if what == "weights":
+                    hint = "give an array of numbers, weighted(np.array([...]))"
                 raise ValueError(
-                    f"Column {column!r} is a host column, which has objects and no numbers: of "
-                    f"texts make classes with ds.class_encode_column({column!r})."
+                    f"Column {column!r} is a host column, which has objects and no numbers: {hint}."
                 )
             values = np.asarray(values)
         else:

@@ -56,20 +56,8 @@ def staged(sources, starts):
     )
 
 
-@few
-@given(
-    st.one_of(
-        staged(2, st.integers(1, 5500)),
-        st.integers(1, 4).flatmap(lambda k: staged(k, st.integers(1, 5).map(lambda n: n * 1000))),
-    )
-)
-def test_stages_hold_the_integral_of_their_weights_in_every_thousand(stages):
-    chosen, before = drawn(stages, 6000)
-    density = integral(stages, 6000)
-    for first in range(0, 6000, 1000):
-        counts = np.bincount(chosen[first : first + 1000], minlength=density.shape[1])
-        assert np.all(np.abs(counts - density[first : first + 1000].sum(axis=0)) <= 1 + 1e-9)
-    # What comes before a stage does not depend on it.
+def expect_independent(stages, chosen, before):
+    """What comes before a stage does not depend on it."""
     for number in range(1, len(stages)):
         shorter = drawn(stages[:number], stages[number][0])
         np.testing.assert_array_equal(shorter[0], chosen[: stages[number][0]])
@@ -77,13 +65,31 @@ def test_stages_hold_the_integral_of_their_weights_in_every_thousand(stages):
 
 
 @few
-@given(st.integers(3, 6).flatmap(lambda k: staged(k, st.integers(985, 1005))))
-def test_a_stage_that_begins_within_a_thousand_is_off_by_little_more_than_one(stages):
-    chosen, _ = drawn(stages, 2000)
-    density = integral(stages, 2000)
-    for first in (0, 1000):
+@given(st.integers(1, 6).flatmap(lambda k: staged(k, st.integers(1, 5).map(lambda n: n * 1000))))
+def test_stages_hold_the_integral_of_their_weights_in_every_thousand(stages):
+    chosen, before = drawn(stages, 6000)
+    density = integral(stages, 6000)
+    for first in range(0, 6000, 1000):
         counts = np.bincount(chosen[first : first + 1000], minlength=density.shape[1])
-        assert np.all(np.abs(counts - density[first : first + 1000].sum(axis=0)) < 1.5)
+        assert np.all(np.abs(counts - density[first : first + 1000].sum(axis=0)) <= 1 + 1e-9)
+    expect_independent(stages, chosen, before)
+
+
+@few
+@given(st.integers(2, 6).flatmap(lambda k: staged(k, st.integers(1, 2999))))
+def test_a_stage_within_a_thousand_holds_it_too_where_what_was_drawn_before_allows(stages):
+    chosen, before = drawn(stages, 3000)
+    density = integral(stages, 3000)
+    for first in (0, 1000, 2000):
+        sources, share = density.shape[1], density[first : first + 1000].sum(axis=0)
+        counts = np.bincount(chosen[first : first + 1000], minlength=sources)
+        last = max(start for start, _ in stages if start < first + 1000)
+        taken = np.bincount(chosen[first : max(first, last)], minlength=sources)
+        least = np.maximum(taken, np.ceil(share - 1 - 1e-9))
+        most = np.floor(share + 1 + 1e-9)
+        if np.all(least <= most) and least.sum() <= 1000 <= most.sum():
+            assert np.all(np.abs(counts - share) <= 1 + 1e-9)
+    expect_independent(stages, chosen, before)
 
 
 def test_no_order_of_five_sources_stays_within_one_of_every_stage_that_may_follow():

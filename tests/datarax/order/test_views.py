@@ -109,6 +109,12 @@ def test_a_weighted_view_draws_each_record_as_often_as_its_weight_says(weights, 
     assert not counts[weights == 0].any()
 
 
+def test_weights_whose_sum_is_no_number_count_as_they_are():
+    huge, view = (Weighted.of(np.array([1, 3, 4]) * x, 8, None, "w") for x in (4e307, 1.0))
+    np.testing.assert_array_equal(huge.ends, view.ends)
+    assert np.bincount(epoch(huge, None)).tolist() == [1, 3, 4]
+
+
 def test_rare_records_are_drawn_in_some_epochs():
     weights = np.array([0.2, 1, 1, 1, 1.8])
     view = Weighted.of(weights, 5, None, "w")
@@ -188,7 +194,11 @@ def test_splits_and_folds_are_disjoint_complete_and_stratified(
         ),
         (lambda: Selected.of(np.arange(0), "rows"), "rows has 0 records"),
         (lambda: fold(3, 0, 4), "of=4: expected 2 to 3 folds"),
-        (lambda: fold(3, 3, 3), "i=3: expected a fold from 0 to 2"),
+        (lambda: fold(3, 3, 3), "i=3: expected an integer from 0 to 2"),
+        (lambda: fold(3, 0, 2.5), r"of=2\.5: expected 2 to 3 folds"),
+        (lambda: fold(3, 0.5, 2), r"i=0\.5: expected an integer from 0 to 1"),
+        (lambda: split(3, "0.2"), "fraction='0.2': expected a number between 0 and 1"),
+        (lambda: split(3, 0.5, seed=-1), "seed=-1: expected an integer"),
         (lambda: split(3, 1.0), r"fraction=1\.0: expected a number between 0 and 1"),
     ],
 )

@@ -148,9 +148,13 @@ def test_a_view_of_a_hugging_face_source_keeps_host_columns_and_copies():
         (lambda s: s.weighted(np.zeros(N)), "all 60 weights are 0"),
         (lambda s: s.weighted(np.full(N, np.nan)), "weight of record 0 is nan"),
         (lambda s: s.fold(0, of=61), "of=61: expected 2 to 60"),
-        (lambda s: s.fold(5, of=5), "i=5: expected a fold from 0 to 4"),
+        (lambda s: s.fold(5, of=5), "i=5: expected an integer from 0 to 4"),
         (lambda s: s.split(1.5), r"fraction=1\.5"),
-        (lambda s: s.select([]), "select.0 records. has 0 records"),
+        (lambda s: s.select([]), r"select\(\[\]\): expected numbers of some of the 60 records"),
+        (lambda s: s.select(np.zeros(N, bool)), "a mask or a slice that keeps some"),
+        (lambda s: s.select(3), r"select\(3\): expected numbers .* as in select\(\[0, 2\]\)"),
+        (lambda s: s.weighted(["a"] * N), "holds <U1: expected weights, numbers"),
+        (lambda s: s.weighted("id", length=2.5), r"length=2\.5: expected an integer from 1"),
     ],
 )
 def test_views_that_make_no_sense_are_refused(source, make, words):
@@ -167,6 +171,8 @@ def test_texts_are_no_classes():
     source = HFEagerSource.from_dataset(datasets.Dataset.from_dict({"text": ["a", "b"]}))
     with pytest.raises(ValueError, match=r"host column.*class_encode_column"):
         source.balanced("text")
+    with pytest.raises(ValueError, match=r"host column.*weighted\(np.array"):
+        source.weighted("text")
 
 
 @pytest.mark.parametrize("view", ["select", "split", "fold", "balanced", "weighted"])
