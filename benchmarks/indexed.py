@@ -2,39 +2,55 @@
 
     python -m benchmarks.indexed
 
-About three minutes on two CPU cores.
-Shuffled rows of 784 bytes and of 150 kB of an Arrow file, in batches: by hand with `np.take` from a
-memory map into one buffer, with `with_format("numpy")[indices]`, with Grain's `DataLoader`, with
-torch's where it is installed, and with `HFIndexedSource`. Texts and lists beside `ds[indices]`. A
-step of ten milliseconds that waits for the rows, and the peak memory by the number of rows.
+About four minutes on two CPU cores.
+Shuffled rows of 784 bytes and of 150 kB of an Arrow file that stays mapped, and of a larger one:
+`HFIndexedSource` beside `np.take` from a memory map into one buffer, beside
+`with_format("numpy")[indices]`, Grain's `DataLoader`, and torch's where it is installed. All give
+as many rows at a time, and are timed in turn. Texts and lists beside `ds[indices]`. A run whose
+step takes ten milliseconds, beside the longer of its step and its reading, and the peak memory by
+the number of rows.
 """
 
 import argparse
-import itertools
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
+from flax import nnx
 
 from benchmarks.timing import peak_megabytes, seconds, summary, versions
-from datarax import HFIndexedSource, prefetch_to_device
+from datarax import HFIndexedSource, IndexedSourceBase, SourceConfigBase
+from trainers import Trainer, every
 
-SIZES = {"784 bytes": (784, 100_000, 128), "150 kB": (150_528, 2_000, 64)}
+# Bytes of a row, rows, and rows at a time.
+SIZES = {
+    "784 bytes, 78 MB": (784, 100_000, 2048),
+    "784 bytes, 235 MB": (784, 300_000, 2048),
+    "150 kB, 120 MB": (150_528, 800, 192),
+    "150 kB, 301 MB": (150_528, 2_000, 192),
+}
+BLOCK = 32 << 20  # bytes that a trainer reads at once, at most
+AHEAD = 2  # batches that each worker of torch has ready
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=7, help="of what is compared")
+    parser.add_argument("--turns", type=int, default=9, help="of what is compared")
     parser.add_argument("--quick", action="store_true", help="few rows and turns: only to try it")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)  # a file of a process alone
     args = parser.parse_args()
     if args.peak is not None:
@@ -42,14 +58,8 @@ def main() -> None:
     turns, share = (2, 20) if args.quick else (args.turns, 1)
     print(versions("jax", "datasets", "pyarrow", "grain"))
     with tempfile.TemporaryDirectory() as folder:
-        for name, (size, rows, batch) in SIZES.items():
-            gathers(name, write(Path(folder, "rows"), rows // share, size), size, batch, turns)
-        objects(turns, 100_000 // share)
-        training(write(Path(folder, "rows"), 20_000 // share, 784))
-        for rows in (10_000, 100_000, 1_000_000):
-            file = write(Path(folder, "rows"), rows // share, 784)
-            command = [sys.executable, "-m", "benchmarks.indexed", "--peak", str(file)]
-            subprocess.run(command, check=True)
+        for part in args.only:
+            PARTS[part](Path(folder), turns, share)
 
 
 def write(file: Path, rows: int, size: int) -> Path:
@@ -66,69 +76,81 @@ def write(file: Path, rows: int, size: int) -> Path:
     return file
 
 
-def gathers(name: str, file: Path, size: int, batch: int, turns: int) -> None:
-    """Rows a second of shuffled batches."""
-    dataset = datasets.Dataset.from_file(str(file))
-    source = HFIndexedSource.from_dataset(dataset, shuffle=True)
-    rows, drawn = len(dataset), np.random.default_rng(1)
-    raw = file.with_suffix(".raw")
-    np.concatenate([chunk.values.to_numpy() for chunk in dataset.data.column("x").chunks]).tofile(
-        raw
-    )
-    mapped = np.memmap(raw, np.uint8, "r", shape=(rows, size))
-    block = min(32, (32 << 20) // (batch * size)) * batch  # as the trainer reads ahead
-    blocks = [drawn.integers(0, rows, block) for _ in range(max(1, rows // block))]
-    out = np.empty((block, size), np.uint8)
-    numpy = dataset.with_format("numpy")
+def gathers(folder: Path, turns: int, share: int) -> None:
+    """Time of shuffled rows, as a ratio to ours."""
+    for name, (size, rows, block) in SIZES.items():
+        dataset = datasets.Dataset.from_file(str(write(folder / "rows", rows // share, size)))
+        block = min(block, len(dataset))
+        raw = np.memmap(folder / "raw", np.uint8, "w+", shape=(len(dataset), size))
+        chunks = dataset.data.column("x").chunks
+        np.concatenate([chunk.values.to_numpy() for chunk in chunks], out=raw.reshape(-1))
+        del raw, chunks
+        mapped = np.memmap(folder / "raw", np.uint8, "r", shape=(len(dataset), size))
+        drawn = np.random.default_rng(1)
+        count = max(1, min(16, len(dataset) // block))
+        blocks = [drawn.integers(0, len(dataset), block) for _ in range(count)]
+        out = np.empty((block, size), np.uint8)
+        source = HFIndexedSource.from_dataset(dataset, shuffle=True)
+        numpy = dataset.with_format("numpy")
 
-    def by_hand() -> None:
-        for indices in blocks:
-            np.take(mapped, indices, axis=0, out=out, mode="clip")
+        def by_hand(mapped=mapped, blocks=blocks, out=out) -> None:
+            for indices in blocks:
+                np.take(mapped, indices, axis=0, out=out, mode="clip")
 
-    def ours() -> None:
-        for indices in blocks:
-            source.read_rows(indices)
+        def ours(source=source, blocks=blocks) -> None:
+            for indices in blocks:
+                source.read_rows(indices)
 
-    def formatted() -> None:
-        for indices in blocks[:1]:
-            numpy[indices[:batch]]
+        def formatted(numpy=numpy, blocks=blocks) -> None:
+            numpy[blocks[0]]
 
-    print(f"Rows a second of {name}, as a ratio to the other:")
-    by_hand(), ours(), formatted()
-    whole = len(blocks) * block
-    rivals: dict[str, tuple[Callable[[], object], int]] = {
-        "np.take on a memory map": (by_hand, whole),
-        'with_format("numpy")[indices]': (formatted, batch),
-    }
-    for rival, made in loaders(numpy, batch).items():
-        batches = iter(made)
-        next(batches)
-        rivals[rival] = (lambda b=batches: [next(b) for _ in range(4)], 4 * batch)
-    for rival, (run, count) in rivals.items():
-        ratios = [(seconds(run) / count) / (seconds(ours) / whole) for _ in range(turns)]
-        print(f"  {rival:36} {summary(ratios)}")
-    raw.unlink()
+        # What is called, for how many blocks, and with how many of them ready beforehand.
+        rivals: dict[str, tuple[Callable[[], object], int, int]] = {
+            "np.take on a memory map": (by_hand, count, 0),
+            'with_format("numpy")[indices]': (formatted, 1, 0),
+        }
+        for rival, (made, ready) in loaders(numpy, block).items():
+            batches = iter(made)
+            rivals[rival] = (lambda batches=batches: next(batches), 1, ready)
+        print(f"Rows of {name}, {block:,} at a time, as a ratio to ours:")
+        ours(), by_hand()
+        times: dict[str, list[float]] = {"ours": [], **{rival: [] for rival in rivals}}
+        for _ in range(turns):
+            times["ours"].append(seconds(ours) / count)
+            for rival, (run, each, ready) in rivals.items():
+                for _ in range(ready):
+                    run()
+                times[rival].append(seconds(run) / each)
+                if rival.endswith("DataLoader"):  # it reads on, until as many are ready again
+                    time.sleep((1 + ready) * times[rival][-1])
+        for rival in rivals:
+            pairs = zip(times[rival], times["ours"], strict=True)
+            print(f"  {rival:36} {summary([theirs / own for theirs, own in pairs])}")
+        print(f"  (ours: {statistics.median(times['ours']) / block * 1e9:,.0f} ns a row)")
 
 
-def loaders(numpy: datasets.Dataset, batch: int) -> dict[str, object]:
-    """Returns endless shuffled loaders of the same rows."""
+def loaders(numpy: datasets.Dataset, batch: int) -> dict[str, tuple[Iterable[object], int]]:
+    """Returns endless shuffled loaders of the same rows, and how many batches they have ready."""
     sampler = grain.samplers.IndexSampler(len(numpy), shuffle=True, seed=0)
     operations = [grain.transforms.Batch(batch)]
-    found: dict[str, object] = {
-        "Grain's DataLoader": grain.DataLoader(
-            data_source=numpy, sampler=sampler, operations=operations
-        )
-    }
+    loader = grain.DataLoader(data_source=numpy, sampler=sampler, operations=operations)
+    found: dict[str, tuple[Iterable[object], int]] = {"Grain's DataLoader": (loader, 0)}
     try:
         import torch.utils.data as data
     except ImportError:
-        print("  (torch is not installed: its DataLoader is left out)")
+        print("(torch is not installed: its DataLoader is left out)")
         return found
-    drawn = data.RandomSampler(numpy, num_samples=50 * len(numpy), replacement=True)
+    drawn = data.RandomSampler(numpy, num_samples=1000 * len(numpy), replacement=True)
     workers = len(os.sched_getaffinity(0))
-    found["torch's DataLoader"] = data.DataLoader(
-        numpy, batch, sampler=drawn, num_workers=workers, collate_fn=_stacked
+    made = data.DataLoader(
+        numpy,
+        batch,
+        sampler=drawn,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        collate_fn=_stacked,
     )
+    found["torch's DataLoader"] = made, AHEAD * workers
     return found
 
 
@@ -136,46 +158,111 @@ def _stacked(rows):
     return np.stack([row["x"] for row in rows])
 
 
-def objects(turns: int, rows: int) -> None:
+def objects(folder: Path, turns: int, share: int) -> None:
     """Texts and lists of many lengths, which stay host columns."""
-    drawn = np.random.default_rng(0)
+    drawn, rows = np.random.default_rng(0), 100_000 // share
     lengths = drawn.integers(5, 60, rows)
     columns = {"text": ["w " * n for n in lengths], "list": [list(range(n)) for n in lengths]}
-    with tempfile.TemporaryDirectory() as folder:
-        datasets.Dataset.from_dict(columns).save_to_disk(folder)
-        dataset = datasets.load_from_disk(folder)
-        indices = drawn.integers(0, rows, 4096)
-        print("Rows a second, as a ratio to ds[indices]:")
-        for name in columns:
-            one = dataset.select_columns([name])
-            source = HFIndexedSource.from_dataset(one)
-            ratios = [
-                seconds(lambda one=one: one[indices])
-                / seconds(lambda source=source: source.read_rows(indices))
-                for _ in range(turns)
-            ]
-            print(f"  {name:36} {summary(ratios)}")
+    datasets.Dataset.from_dict(columns).save_to_disk(folder / "objects")
+    dataset = datasets.load_from_disk(folder / "objects")
+    indices = drawn.integers(0, rows, 4096)
+    print("Rows, 4,096 at a time: time of ds[indices] over ours")
+    for name in columns:
+        one = dataset.select_columns([name])
+        source = HFIndexedSource.from_dataset(one)
+        ratios = [
+            seconds(lambda one=one: one[indices])
+            / seconds(lambda source=source: source.read_rows(indices))
+            for _ in range(turns)
+        ]
+        print(f"  {name:36} {summary(ratios)}")
 
 
-def training(file: Path) -> None:
+def training(folder: Path, turns: int, share: int) -> None:
     """A step of ten milliseconds beside reading that takes half as long, or as long."""
-    print("Time of 100 steps, as a ratio to the longer of reading and computing:")
-    for name, share in (("reading half as long as the step", 0.5), ("as long", 1.0)):
-        print(f"  {name:36} {overlapped(datasets.Dataset.from_file(str(file)), share * 0.01)}")
+    print("Runs whose step waits ten milliseconds, which takes none of the cores that read:")
+    for name, (size, rows) in {"784 bytes": (784, 100_000), "150 kB": (150_528, 2_000)}.items():
+        file = write(folder / "rows", rows // share, size)
+        source = HFIndexedSource.from_dataset(datasets.Dataset.from_file(str(file)), shuffle=True)
+        few = min(len(source), (8 << 20) // size)
+        each = statistics.median(_times(source, few, 50)) / few
+        for words, part in (("half a step", 0.5), ("a step", 1.0)):
+            batch = min(len(source) // 2, max(1, int(part * 0.01 / each)))
+            found = [overlapped(source, batch, 20 if share > 1 else 100) for _ in range(3)]
+            ratio, stall, step, reading = (statistics.median(x) for x in zip(*found, strict=True))
+            print(
+                f"  {name + ', reading takes ' + words:36} run / longer {ratio:.3f}, input stall "
+                f"{stall:.1%} (batches of {batch:,}: step {step * 1e3:.1f} ms, reading "
+                f"{reading * 1e3:.1f} ms)"
+            )
 
 
-def overlapped(dataset: datasets.Dataset, pause: float) -> str:
-    """Returns the ratio where reading a batch takes `pause` seconds, and the batch's size."""
-    source = HFIndexedSource.from_dataset(dataset, shuffle=True, num_threads=1)
-    each = min(seconds(lambda: source.get_host_batch(4096)) for _ in range(5)) / 4096
-    size = min(max(1, int(pause / each)), len(dataset))
-    reading = seconds(lambda: [source.get_host_batch(size) for _ in range(100)])
-    batches = itertools.chain.from_iterable(
-        prefetch_to_device(source, 4, batch_size=size, last="drop") for _ in itertools.count()
-    )
-    next(batches)
-    took = seconds(lambda: [time.sleep(0.01) for _ in itertools.islice(batches, 100)])
-    return f"{took / max(reading, 1.0):8.3f}   (batches of {size})"
+def _times(source: HFIndexedSource, batch: int, count: int) -> list[float]:
+    return [seconds(lambda: source.get_host_batch(batch)) for _ in range(count)]
+
+
+class Held(IndexedSourceBase):
+    """Rows that take no time to read: some that were read before."""
+
+    def __init__(self, rows: np.ndarray):
+        self._first = nnx.static(lambda count: rows[:count])
+        super().__init__(SourceConfigBase(), fingerprint="held")
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def read_rows(self, indices: np.ndarray) -> dict[str, Any]:
+        return {"x": self._first(len(indices))}
+
+
+def overlapped(source: HFIndexedSource, batch: int, steps: int) -> tuple[float, ...]:
+    """Returns a run's time over the longer of step and reading, its stall, step and reading."""
+    row = source.get_host_batch(1)["x"].nbytes
+    held = source.get_host_batch(batch * max(1, BLOCK // (batch * row)))["x"]
+    step, _ = timed(Held(held), batch, steps)
+    reading = statistics.fmean(_times(source, batch, steps))
+    source.reset()
+    both, stall = timed(source, batch, steps)
+    return both / max(step, reading), stall, step, reading
+
+
+def timed(source: Any, batch: int, steps: int) -> tuple[float, float]:
+    """Returns the seconds of a step of a run, and the run's input stall."""
+    marks: list[float] = []
+    result = Trainer(
+        Waits(nnx.Rngs(0)),
+        source,
+        loss=lambda model, batch: model(batch["x"]),
+        batch_size=batch,
+        steps=2 * steps,
+        log_every=steps,
+        callbacks=[every(steps, lambda run: marks.append(time.perf_counter()))],
+    ).fit()
+    return (marks[-1] - marks[-2]) / steps, float(result.input_stall)
+
+
+class Waits(nnx.Module):
+    """A model that takes ten milliseconds in which it computes nothing."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.bias = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        values = x[:, 0] + self.bias[...]
+        return values + jax.pure_callback(_wait, jax.ShapeDtypeStruct((), jnp.float32), x[0, 0])
+
+
+def _wait(_: Any) -> np.ndarray:
+    time.sleep(0.01)
+    return np.zeros((), np.float32)
+
+
+def memory(folder: Path, turns: int, share: int) -> None:
+    """Peak memory of a process of its own, by the number of rows."""
+    for rows in (10_000, 100_000, 1_000_000):
+        file = write(folder / "rows", rows // share, 784)
+        command = [sys.executable, "-m", "benchmarks.indexed", "--peak", str(file)]
+        subprocess.run(command, check=True)
 
 
 def peak(file: Path) -> None:
@@ -189,6 +276,8 @@ def peak(file: Path) -> None:
     rows = f"{len(dataset):,} rows of {file.stat().st_size / 1e6:.0f} MB"
     print(f"Peak memory, {rows}: {held:.0f} MB ({opened:.0f} as opened)")
 
+
+PARTS = {"rows": gathers, "objects": objects, "training": training, "memory": memory}
 
 if __name__ == "__main__":
     main()

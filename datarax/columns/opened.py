@@ -70,7 +70,7 @@ class OpenedFiles:
             if found[wrong[0]] < 0:
                 number = -int(found[wrong[0]])
                 raise OSError(number, os.strerror(number), file.path)
-            size = os.fstat(self._files[places[wrong[0]]]).st_size
+            size = os.fstat(int(self._files[places[wrong[0]]])).st_size
             raise cut_off(file.path, size, file.offset + file.size)
         return True
 

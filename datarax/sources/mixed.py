@@ -33,7 +33,8 @@ class MixedSource(PositionedMixture):
 
     Weights in stages change with the draws: a round holds what the weights sum up to over it, to
     within one, and the records before a stage's first draw do not depend on it. So a stage that
-    begins within a round may find a source drawn too often: 0.4 % of such rounds are off by 1.5.
+    begins within a round may find a source drawn too often: a few in a thousand of such rounds are
+    off by more than one, the worst of 100,000 by 1.63.
 
     With `stop="never"` a mixture is an unbounded stream. With `"first"` or `"all"` it has epochs,
     which are alike: the draws and the stages begin again, and each source goes on where it is.

@@ -35,9 +35,8 @@ class Watch:
         self._plan = plan
         self._feed = feed
         self._run, self._first = run, run.data_start
-        self._nonfinite = int(
-            count_nonfinite(state)
-        )  # such as the -inf of a mask: not ours to judge
+        # Such as the -inf of a mask: not ours to judge.
+        self._nonfinite = int(count_nonfinite(state))
         self._take(state, run.step, time.perf_counter())
 
     def is_due(self) -> bool:
@@ -57,9 +56,11 @@ class Watch:
         """
         begun = time.perf_counter()
         count = count_nonfinite(state) if thoroughly or keep else 0
-        # One fetch; a log after it finds the window in host memory.
-        loss, window, count = jax.device_get((state.loss, state.window, count))
-        if not _are_finite(loss, window.loss) or count > self._nonfinite:
+        # One fetch; a log, which comes after a thorough look, finds the window in host memory.
+        window = state.window if thoroughly else None
+        losses = state.loss, state.window.loss
+        *losses, count, _ = jax.device_get((*losses, count, window))
+        if not _are_finite(*losses) or count > self._nonfinite:
             return False
         if keep:
             self._take(state, step, begun)

@@ -1,8 +1,12 @@
 """Input stall: how long the devices waited for data, and for what."""
 
+import contextlib
+import queue
+import threading
 import time
 
 import datasets
+import jax
 import numpy as np
 import optax
 import pytest
@@ -11,6 +15,7 @@ from datarax import HFIndexedSource, HFStreamingSource
 from tests.datarax.sources.test_indexed import Rows
 from tests.support.models import MLP, memory, points
 from trainers import Trainer
+from trainers.data.blocks import Blocks
 from trainers.loop.progress import told_of_stall
 from trainers.run import InputStall
 
@@ -81,3 +86,21 @@ def test_the_largest_part_decides_what_to_change():
     assert "uint8" in told_of_stall(InputStall(0.0, 0.02, 0.1))
     assert "To shorten" not in told_of_stall(InputStall(0.02, 0.02, 0.0))
     assert np.isclose(InputStall(0.02, 0.02, 0.0), 0.04)
+
+
+@pytest.mark.parametrize("kind", ["indexed", "stream"])
+def test_the_next_block_goes_to_the_devices_while_the_loop_runs_through_its_own(kind):
+    rows = datasets.Dataset.from_dict(points(50)).to_iterable_dataset()
+    source = Rows(points(50)) if kind == "indexed" else HFStreamingSource.from_dataset(rows)
+    senders = queue.SimpleQueue()
+
+    def to_devices(*arrays):
+        data = jax.device_put(arrays)
+        senders.put(threading.current_thread().name)
+        return data
+
+    blocks = Blocks(source, 8, 4, 1, to_devices)
+    with contextlib.closing(blocks):
+        blocks.take()
+        # Nobody asks for another block, as in a chunk of steps: two more are sent all the same.
+        assert {senders.get(timeout=20) for _ in range(3)} == {"trainers-read"}
