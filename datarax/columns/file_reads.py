@@ -42,7 +42,7 @@ class FileReads:
 
     def __init__(self):
         self._process = os.getpid()
-        self._idle: queue.SimpleQueue[_Queue] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_Queue | None] = queue.SimpleQueue()
         for _ in range(_QUEUES):
             self._idle.put(_Queue())
 
@@ -66,11 +66,12 @@ class FileReads:
         addresses = out.ctypes.data + size * np.arange(len(out))
         found, own = np.empty(len(out), np.int64), self._idle.get()
         try:
+            own = own or _Queue()
             for start in range(0, len(out), _AT_ONCE):
                 part = slice(start, start + _AT_ONCE)
                 found[part] = own.read(files[part], offsets[part], addresses[part], size)
         except BaseException:
-            own = _Queue()  # the other one may hold answers
+            own = None  # it may hold answers: the next read makes another
             raise
         finally:
             self._idle.put(own)
