@@ -30,6 +30,7 @@ class OpenedFiles:
         opened: dict[str, int] = {}
         weakref.finalize(self, _close, opened)
         self._files = np.array([_opened(part, opened) for part in self._ranges])
+        self._sizes = {path: os.fstat(file).st_size for path, file in opened.items()}
         self._starts = np.array([part.start for part in self._ranges])
         self._ends = self._starts + [part.size for part in self._ranges]
         self._shifts = self._starts - [part.offset for part in self._ranges]
@@ -71,7 +72,7 @@ class OpenedFiles:
                 number = -int(found[wrong[0]])
                 raise OSError(number, os.strerror(number), file.path)
             size = os.fstat(int(self._files[places[wrong[0]]])).st_size
-            raise cut_off(file.path, size, file.offset + file.size)
+            raise cut_off(file.path, size, self._sizes[file.path])
         return True
 
 

@@ -1,5 +1,6 @@
-"""Memory: what was freed goes back to the system."""
+"""Memory: what was freed goes back to the system, and garbage is collected again."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -23,3 +24,19 @@ def test_what_was_freed_is_given_back():
     memory.give_back()
     assert before - held() > 80
     assert len(last) == 10
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_garbage_collection_is_as_it_was_before_also_after_an_error(was_on):
+    @memory.uncollected()
+    def traced():
+        assert not gc.isenabled()
+        raise ValueError("while tracing")
+
+    (gc.enable if was_on else gc.disable)()
+    try:
+        with pytest.raises(ValueError, match="while tracing"):
+            traced()
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()
