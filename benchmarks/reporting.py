@@ -60,10 +60,10 @@ def main() -> None:
             steps=steps,
             workdir=folder,
         )
-        fit = Fit(trainer._plan)  # what trainer.fit() runs, to read its clock
-        begun = time.perf_counter()
-        fit()
-        whole = time.perf_counter() - begun
+        with Fit.opened(trainer._plan) as fit:  # what trainer.fit() runs, to read its clock
+            begun = time.perf_counter()
+            fit()
+            whole = time.perf_counter() - begun
         page = (Path(folder) / "report.html").stat().st_size
     parts = {
         "writers, report and progress": fit.clock.seconds["reporting"] + closing.seconds,

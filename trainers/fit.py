@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Self
 
 import jax
 from flax import nnx
@@ -38,6 +38,8 @@ class Fit:
 
     Args:
         plan: What to do.
+        checkpointer: Holds the run's workdir.
+        uncollected: Closed when the first steps are sent off.
         before: The end of the run before, from which it goes on where there is no workdir.
 
     Attributes:
@@ -47,24 +49,33 @@ class Fit:
         ended: The end of this run, where there is no workdir to go on from.
     """
 
-    @memory.uncollected()
-    def __init__(self, plan: Plan, before: Ended | None = None):
-        self.plan = plan
-        self.ended = before
+    def __init__(
+        self,
+        plan: Plan,
+        checkpointer: Checkpointer,
+        uncollected: contextlib.ExitStack,
+        before: Ended | None = None,
+    ):
+        self.plan, self.ended = plan, before
         self.state = program.initial_state(plan)
         self.run = Run(plan.end.steps, self._model, lambda: as_carry(self.state.optimizer))
-        self.clock = Clock()
-        self._signals = Signals()
-        self._checkpointer = Checkpointer(plan)
+        self.clock, self._signals = Clock(), Signals()
+        self._checkpointer, self._uncollected = checkpointer, uncollected
         best = plan.checkpoint.best
         self._progress = Progress(plan.end.expected, plan.batches.batch_size, best and best[0])
-        self._rewound: dict[str, Any] | None = None
-        self._skips_more = False
+        self._rewound, self._skips_more = None, False
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, plan: Plan, before: Ended | None = None) -> Iterator[Self]:
+        """Makes a run, and holds its workdir until the block ends."""
+        with Checkpointer(plan).opened() as checkpointer, memory.uncollected() as uncollected:
+            yield cls(plan, checkpointer, uncollected, before)
 
     def __call__(self) -> Status:
         """Runs to the end and returns how it ended; `run` and `state` hold the rest."""
         plan, run = self.plan, self.run
-        with self._checkpointer.opened(), self._signals.watched():
+        with self._signals.watched():
             with self.clock.spent("compiling"):
                 self._skip()
                 loop = self._traced()
@@ -81,8 +92,7 @@ class Fit:
             elif (path := plan.init_from) is not None:
                 agreement.together(lambda: initialize(plan.model, path))
                 self.state = program.initial_state(plan)
-            if restored is None and plan.task.inferred:
-                self._progress.say(plan.task.inferred)
+            self._progress.say("" if restored is not None else plan.task.inferred)
             self._progress.say(told_of_skips(run.skips))
             if not self._signals.asked():
                 with self.clock.spent("compiling"), self._progress.patience("Compiling ..."):
@@ -163,6 +173,7 @@ class Fit:
                 pace.begin(run.step)
             with self.clock.spent("computing"):
                 self.state = loop(pending.taken(self.state), data, run.step, stop)
+            self._uncollected.close()
             # 5. Where nothing but a log was due before the chunk, it is done now that the chunk is
             #    sent off, so that the devices do not wait for it. Both are within two seconds then.
             self.state, finite = pending.settled(self.state)
@@ -184,7 +195,6 @@ class Fit:
 
     # --- before the first step -------------------------------------------------------------------
 
-    @memory.uncollected()
     def _traced(self) -> Loop:
         """Traces all programs, which comes before compiling and finds what is wrong with them."""
         plan = self.plan
@@ -202,7 +212,6 @@ class Fit:
         self._skips_more = self.run.skip(self.plan.skip)
         return self.plan.batches.skip(self.run.skips)
 
-    @memory.uncollected()
     def _compile(self, loop: Loop) -> None:
         loop.compile()
         memory.give_back()

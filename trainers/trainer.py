@@ -267,13 +267,13 @@ class Trainer:
                 be: the model is trained all the same. In between, that is a warning.
         """
         self._ends(steps, epochs)
-        self._fit = fit = Fit(self._plan, self._ended)
-        self._has_begun = True
-        try:
-            status = fit()
-        finally:
-            self._fit, self._ended = None, fit.ended
-            self._keep(fit.state)
+        with Fit.opened(self._plan, self._ended) as fit:
+            self._fit, self._has_begun = fit, True
+            try:
+                status = fit()
+            finally:
+                self._fit, self._ended = None, fit.ended
+                self._keep(fit.state)
         run = fit.run
         best, stall = run.best(self._plan.checkpoint.best), fit.clock.input_stall
         ema = averaged(self.model, self._ema, self._plan.update.wrt)

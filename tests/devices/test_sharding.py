@@ -56,9 +56,9 @@ def grid(shape, axes):
 
 def ended(trainer):
     """Returns the state of a run at its end, where it lies."""
-    fit = Fit(trainer._plan)
-    assert fit() == "finished"
-    return fit.state
+    with Fit.opened(trainer._plan) as fit:
+        assert fit() == "finished"
+        return fit.state
 
 
 def held(tree, device):

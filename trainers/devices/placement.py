@@ -92,13 +92,9 @@ class Placement:
         return jax.tree_util.tree_map_with_path(one, tree)
 
     def made_beside(self, params: nnx.State, init: Callable[[nnx.State], Any]) -> Any:
-        """Returns `init(params)`, each array on the devices that keep it.
-
-        On a mesh one program makes them there; without one the operations are few, and a program of
-        them all would be compiled anew at each start: the workdir's cache is not open yet.
-        """
+        """Returns `init(params)`, each array on the devices that keep it, made by one program."""
         if self._mesh is None:
-            return init(params)
+            return jax.jit(init)(params)
         described = self.beside(params, jax.eval_shape(init, params))
         shardings = jax.tree.map(lambda x: x.sharding, described)
         return jax.jit(init, out_shardings=shardings)(params)

@@ -104,7 +104,7 @@ def loop(
     rest = data, goes_on or _finite, layout.shardings(state), inner
     with layout.traced():
         traced = Loop(around(step), state, *rest)
-        if traced.from_python and update.accumulate > 1:
+        if traced.is_slow_in_loops and update.accumulate > 1:
             # The slices' own loop would be as slow as the steps'.
             traced = Loop(around(functools.partial(step, unroll=True)), state, *rest)
     return traced

@@ -96,11 +96,12 @@ def preflight(plan: Plan) -> Preflight:
         MemoryError: If it takes more memory than there is.
     """
     plan.batches.skip([(0, list(plan.skip))] if plan.skip else [])
-    state, data = program.initial_state(plan), plan.batches.data
-    begun = time.perf_counter()
+    data = plan.batches.data
     with contextlib.ExitStack() as stack:
-        if plan.workdir is not None:  # so that the run itself finds the program compiled
+        if plan.workdir is not None:  # so that the run itself finds the programs compiled
             stack.enter_context(compilation.cached(plan.workdir))
+        state = program.initial_state(plan)
+        begun = time.perf_counter()
         loop = program.loop(plan, state, data)
         loop.compile()
     compiled = time.perf_counter() - begun

@@ -1,6 +1,7 @@
 """The compiled loop: steps `start ... stop` of any step function, traced once."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from trainers.devices.private import inner_jaxprs
 
 Step = Callable[[Any, Any, jax.Array], Any]
 
+_LONG = 10e9  # operations of matrix products in a step: a tenth of a second of two cores, and more
+
 
 class Loop:
     """Runs steps of `step` from run-time bounds: one trace serves every length.
@@ -22,7 +25,9 @@ class Loop:
 
     On the CPU a convolution's gradient inside any XLA loop takes a path 14 to 77 times slower than
     in a program of its own (https://github.com/jax-ml/jax/issues/12868). A step that holds one is
-    called from Python there: the same program, the same state, one trace.
+    called from Python there: the same program, the same state, one trace. So is a step of more than
+    10 GFLOP of matrix products, beside which a call is nothing: XLA compiles a loop around six
+    layers of a transformer in 1.4 s, and the step alone in 1.15 s.
 
     On a GPU XLA's `while` with run-time bounds asks the host at each turn whether to go on
     (https://github.com/jax-ml/jax/issues/2491); a loop of a length known to the compiler does not.
@@ -41,6 +46,7 @@ class Loop:
 
     Attributes:
         from_python: Whether the steps are called from Python.
+        is_slow_in_loops: Whether that is for a convolution's sake.
         inner: As given; 0 where the steps are called from Python.
         inner_program: The compiled inner loop; None until it is asked for.
     """
@@ -56,7 +62,9 @@ class Loop:
     ):
         step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
         traced = step.trace(state, data, jnp.int32(0))
-        self.from_python = jax.default_backend() == "cpu" and _has_convolution(traced.jaxpr.jaxpr)
+        jaxpr, on_cpu = traced.jaxpr.jaxpr, jax.default_backend() == "cpu"
+        self.is_slow_in_loops = on_cpu and _has_convolution(jaxpr)
+        self.from_python = self.is_slow_in_loops or (on_cpu and _matmul_flops(jaxpr) > _LONG)
         self.inner = 0 if self.from_python else inner
         # Inside the loops the step is found already traced.
         jitted = functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
@@ -124,3 +132,20 @@ def _has_convolution(jaxpr: core.Jaxpr) -> bool:
         or any(_has_convolution(inner) for inner in inner_jaxprs(equation))
         for equation in jaxpr.eqns
     )
+
+
+def _matmul_flops(jaxpr: core.Jaxpr) -> int:
+    """Returns the operations of a program's matrix products; a `while` is counted as one turn."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            factor, product = (_shape(ends[0]) for ends in (equation.invars, equation.outvars))
+            total += 2 * math.prod(factor[axis] for axis in contracted) * math.prod(product)
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += turns * sum(map(_matmul_flops, inner_jaxprs(equation)))
+    return total
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape

@@ -57,12 +57,13 @@ class SweepRun:
         plan, run = self.plan, self.run
         with self._checkpointer.opened(), self._signals.watched():
             self._expect_members()
-            loop = together.loop(plan, self.state)
-            restored, data_state = self._checkpointer.restore(run, self.state), None
-            if restored is not None:
-                self.state, data_state = restored
-                self._progress.say(told_of_start(run.step, plan.workdir, None))
-            loop.compile()
+            with memory.uncollected():
+                loop = together.loop(plan, self.state)
+                restored, data_state = self._checkpointer.restore(run, self.state), None
+                if restored is not None:
+                    self.state, data_state = restored
+                    self._progress.say(told_of_start(run.step, plan.workdir, None))
+                loop.compile()
             memory.expect_fits(loop.program, self.state, plan.batches.data)
             feed = plan.batches.feed(run.step, run.data_start, data_state, run.rows_seen)
             with (

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ class Checkpointer:
         self._saved_at = time.monotonic()
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
+    def opened(self) -> Iterator[Self]:
         """Holds the workdir, its lock and its compilation cache until the block ends.
 
         Raises:
@@ -55,7 +55,7 @@ class Checkpointer:
         if workdir is None:
             if options != Checkpoints(best=options.best) and agreement.is_first():
                 logger.warning("%s saves nothing without a workdir: write workdir=.", options)
-            yield
+            yield self
             return
         with contextlib.ExitStack() as stack:
             # The first process holds the lock for all.
@@ -66,7 +66,7 @@ class Checkpointer:
             if options.best is not None:
                 self._best = Store(workdir / BEST, keep=1)
                 stack.callback(self._best.close)
-            yield
+            yield self
 
     def compile(self, state: State) -> None:
         """Compiles what saving takes, so that the first save takes no longer than others."""

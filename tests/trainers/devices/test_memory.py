@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.models import MLP, labelled
+from trainers import Trainer, every
 from trainers.devices import memory
 
 
@@ -28,10 +30,10 @@ def test_what_was_freed_is_given_back():
 
 @pytest.mark.parametrize("was_on", [True, False])
 def test_garbage_collection_is_as_it_was_before_also_after_an_error(was_on):
-    @memory.uncollected()
     def traced():
-        assert not gc.isenabled()
-        raise ValueError("while tracing")
+        with memory.uncollected():
+            assert not gc.isenabled()
+            raise ValueError("while tracing")
 
     (gc.enable if was_on else gc.disable)()
     try:
@@ -40,3 +42,16 @@ def test_garbage_collection_is_as_it_was_before_also_after_an_error(was_on):
         assert gc.isenabled() == was_on
     finally:
         gc.enable()
+
+
+def test_garbage_collection_goes_on_when_the_first_steps_are_sent_off():
+    found = []
+    trainer = Trainer(
+        MLP(),
+        labelled(),
+        batch_size=8,
+        steps=2,
+        callbacks=[every(1, lambda run: found.append(gc.isenabled()))],
+    )
+    trainer.fit()
+    assert found == [True, True]

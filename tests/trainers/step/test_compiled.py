@@ -69,6 +69,21 @@ def test_a_convolution_is_called_from_python_on_the_cpu():
     assert Loop(hidden, jnp.zeros((1, 1, 8)), data).from_python == on_cpu
 
 
+def test_a_long_step_is_called_from_python_on_the_cpu():
+    def products(count):
+        def step(state, data, t):
+            return jax.lax.scan(lambda x, _: (x @ data["x"], None), state, length=count)[0]
+
+        return step
+
+    data, on_cpu = {"x": jnp.eye(1024)}, jax.default_backend() == "cpu"
+    assert not Loop(products(4), data["x"], data).from_python  # 8.6 GFLOP
+    loop = Loop(products(5), data["x"], data)
+    assert loop.from_python == on_cpu
+    assert not loop.is_slow_in_loops
+    np.testing.assert_array_equal(loop(jnp.ones((1024, 1024)), data, 0, 3), np.ones((1024, 1024)))
+
+
 def test_a_step_is_traced_once_for_all_lengths():
     traces = []
 
