@@ -1,6 +1,5 @@
 """Threads that call a function for many items, each for a limited time."""
 
-import itertools
 import queue
 import threading
 import time
@@ -9,6 +8,7 @@ from collections.abc import Callable
 
 _LONG = 60.0  # seconds after which a call without a limit is spoken of
 _GRAIN = 16  # items that a thread takes at once, at most: of small ones, each costs a lock
+_PARTS = 8  # of a thread's share of what is left, it takes one: all end at about the same time
 
 
 class Late(TimeoutError):
@@ -62,7 +62,7 @@ class Threads:
         Raises:
             Late: A call took longer. Its thread is left to end by itself.
         """
-        job = _Job(function, items, max(1, min(_GRAIN, items // (8 * self.count))))
+        job = _Job(function, items, self.count)
         if timeout is None and min(self.count, items) <= 1:
             job.work()
             return job.errors
@@ -111,13 +111,12 @@ class Threads:
 class _Job:
     """One call of `Threads.each`."""
 
-    def __init__(self, function: Callable[[int], None], items: int, grain: int):
+    def __init__(self, function: Callable[[int], None], items: int, threads: int):
         self.errors: dict[int, Exception] = {}
         self.fatal: BaseException | None = None
         self.done = threading.Event()
-        self._function, self._items, self._grain = function, items, grain
-        self._left = items
-        self._starts = itertools.count(0, grain)
+        self._function, self._items, self._threads = function, items, threads
+        self._next, self._left = 0, items
         self._running: dict[int, tuple[int, float]] = {}  # by thread: the item, and since when
         self._lock = threading.Lock()
         if not items:
@@ -126,9 +125,8 @@ class _Job:
     def work(self) -> None:
         """Takes items as long as there are some."""
         me = threading.get_ident()
-        while (start := next(self._starts)) < self._items:
-            stop = min(start + self._grain, self._items)
-            for item in range(start, stop):
+        while some := self._take():
+            for item in some:
                 self._running[me] = item, time.monotonic()
                 try:
                     self._function(item)
@@ -138,9 +136,16 @@ class _Job:
                     self.fatal = error
             self._running.pop(me, None)
             with self._lock:
-                self._left -= stop - start
+                self._left -= len(some)
                 if not self._left:
                     self.done.set()
+
+    def _take(self) -> range:
+        with self._lock:
+            start = self._next
+            most = (self._items - start) // (_PARTS * self._threads)
+            self._next = min(start + max(1, min(_GRAIN, most)), max(start, self._items))
+            return range(start, self._next)
 
     def longest(self) -> tuple[int, float]:
         """Returns the item that has been worked on longest, and for how many seconds."""
