@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import PIL.Image
 
-from datarax.transforms.pictures import Box, Size, cut, image_of, size_of
+from datarax.transforms.pictures import Box, Resizer, Size, cut, cykooz, image_of, size_of
 
 _TRIES = 10  # parts that are drawn until one lies within the image, as in torchvision
 
@@ -19,11 +19,16 @@ class _Cut:
     _: KW_ONLY
     column: str = "image"
     mode: Literal["RGB", "L"] = "RGB"
+    resizer: Resizer = "pillow"
 
     def __post_init__(self):
         size_of(self.size)
         if self.mode not in ("RGB", "L"):
             raise ValueError(f"mode={self.mode!r}: expected 'RGB' or 'L'.")
+        if self.resizer not in ("pillow", "cykooz"):
+            raise ValueError(f"resizer={self.resizer!r}: expected 'pillow' or 'cykooz'.")
+        if self.resizer == "cykooz":
+            cykooz()
 
     def _image(self, record: Mapping[str, Any]) -> PIL.Image.Image:
         return image_of(record, self.column, type(self).__name__)
@@ -31,7 +36,8 @@ class _Cut:
     def _with(
         self, record: Mapping[str, Any], image: PIL.Image.Image, box: Box, flip: bool = False
     ) -> dict[str, Any]:
-        pixels = cut(image, box, size_of(self.size), self.mode, flip=flip)
+        size = size_of(self.size)
+        pixels = cut(image, box, size, self.mode, flip=flip, resizer=self.resizer)
         return {**record, self.column: pixels}
 
 
@@ -43,14 +49,21 @@ class resize(_Cut):
     `mode="L"`. They take images of any mode: palettes become their colours, transparency is
     dropped, and of 16 bits the upper 8 are kept.
 
+    `resizer="cykooz"` (`pip install datarax[cykooz]`) resizes with cykooz.resizer in a quarter of
+    Pillow's time, with the same filter: pixels differ from Pillow's by 1 of 255 at most. By more
+    only where an image shrinks four times or further: there, Pillow averages pixels first. No
+    library is chosen by itself, so that batches do not depend on what is installed.
+
     Args:
         size: Height and width in pixels, or one number for both.
         column: The column of the image.
         mode: `"RGB"`, or `"L"` for shades of grey.
+        resizer: The library that resizes, `"pillow"` or `"cykooz"`.
 
     Raises:
         TypeError: If the column holds no image.
         ValueError: If there is no such column, or an argument is out of range.
+        ImportError: If the library that resizes is not installed.
 
     Example:
         >>> record = {"image": PIL.Image.new("RGB", (500, 375)), "label": 1}
@@ -71,11 +84,13 @@ class center_crop(_Cut):
         size: Height and width in pixels, or one number for both.
         column: The column of the image.
         mode: `"RGB"`, or `"L"` for shades of grey.
+        resizer: The library that resizes, `"pillow"` or `"cykooz"`.
         fraction: How much of that part's edges is kept: 0.875 for "resize to 256, crop to 224".
 
     Raises:
         TypeError: If the column holds no image.
         ValueError: If there is no such column, or an argument is out of range.
+        ImportError: If the library that resizes is not installed.
 
     Example:
         >>> record = {"photo": PIL.Image.new("L", (500, 375))}
@@ -108,6 +123,7 @@ class random_resized_crop(_Cut):
         size: Height and width in pixels, or one number for both.
         column: The column of the image.
         mode: `"RGB"`, or `"L"` for shades of grey.
+        resizer: The library that resizes, `"pillow"` or `"cykooz"`.
         scale: The least and the largest share of the image's area.
         ratio: The least and the largest width, in heights.
         flip: How probable it is that left and right are exchanged.
@@ -115,6 +131,7 @@ class random_resized_crop(_Cut):
     Raises:
         TypeError: If the column holds no image.
         ValueError: If there is no such column, or an argument is out of range.
+        ImportError: If the library that resizes is not installed.
 
     Example:
         >>> record = {"image": PIL.Image.new("RGB", (500, 375))}

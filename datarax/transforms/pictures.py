@@ -1,7 +1,8 @@
 """A part of an image as pixels of one size; of a JPEG, no more is decoded than that takes."""
 
+import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -15,7 +16,11 @@ Size = int | tuple[int, int]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge, in pixels."""
 
+Resizer = Literal["pillow", "cykooz"]
+"""The library that resizes."""
+
 _SCALES = 8, 4, 2  # by which libjpeg can shrink while it decodes
+_PILLOW = 13  # the newest major version whose images cykooz.resizer is known to read
 _LARGEST = 2**15  # pixels an edge
 _REDUCED = 2.0  # Pillow averages whole pixels first where it shrinks by twice as much or more
 
@@ -52,8 +57,33 @@ def image_of(record: Mapping[str, Any], column: str, transform: str) -> PIL.Imag
     return value
 
 
+def cykooz() -> Any:
+    """Returns the module `cykooz_resizer`.
+
+    Raises:
+        ImportError: It is not installed, or Pillow is newer than it knows.
+    """
+    install = "pip install datarax[cykooz]"
+    # It finds an image's rows by the layout of Pillow's memory, and asks for no newer version.
+    if int(PIL.__version__.partition(".")[0]) > _PILLOW:
+        raise ImportError(
+            f"resizer='cykooz' works with Pillow up to version {_PILLOW}, and this is "
+            f"{PIL.__version__}: {install}"
+        )
+    try:
+        return importlib.import_module("cykooz_resizer")
+    except ImportError as error:
+        raise ImportError(f"resizer='cykooz' needs cykooz.resizer: {install}") from error
+
+
 def cut(
-    image: PIL.Image.Image, box: Box, size: tuple[int, int], mode: str, *, flip: bool = False
+    image: PIL.Image.Image,
+    box: Box,
+    size: tuple[int, int],
+    mode: str,
+    *,
+    flip: bool = False,
+    resizer: Resizer = "pillow",
 ) -> np.ndarray:
     """Returns a part of an image, resized with an antialiased bilinear filter.
 
@@ -67,6 +97,7 @@ def cut(
         size: Height and width of the result.
         mode: The mode of the result, `"RGB"` or `"L"`.
         flip: Whether to exchange left and right.
+        resizer: The library that resizes.
 
     Returns:
         `uint8` of shape `(height, width, 3)`, or `(height, width)` for `"L"`.
@@ -81,9 +112,8 @@ def cut(
         if drafted is not None:
             across, down = drafted[1][2] / whole[0], drafted[1][3] / whole[1]
             box = box[0] * across, box[1] * down, box[2] * across, box[3] * down
-    image = _converted(image, mode).resize(
-        (width, height), PIL.Image.Resampling.BILINEAR, box=box, reducing_gap=_REDUCED
-    )
+    resized = _resized_by_cykooz if resizer == "cykooz" else _resized_by_pillow
+    image = resized(_converted(image, mode), box, (width, height))
     if flip:
         image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image)
@@ -93,3 +123,18 @@ def _converted(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
     if image.mode.startswith("I"):  # Pillow cuts 16 bits off at 255
         image = PIL.Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image if image.mode == mode else image.convert(mode)
+
+
+def _resized_by_pillow(image: PIL.Image.Image, box: Box, size: tuple[int, int]) -> PIL.Image.Image:
+    return image.resize(size, PIL.Image.Resampling.BILINEAR, box=box, reducing_gap=_REDUCED)
+
+
+def _resized_by_cykooz(image: PIL.Image.Image, box: Box, size: tuple[int, int]) -> PIL.Image.Image:
+    library, (left, top, right, bottom) = cykooz(), box
+    options = library.ResizeOptions(
+        library.ResizeAlg.convolution(library.FilterType.bilinear),
+        crop_box=library.CropBox(left, top, right - left, bottom - top),
+    )
+    made = PIL.Image.new(image.mode, size)
+    library.Resizer().resize_pil(image, made, options)  # a shared one lets in one thread at a time
+    return made

@@ -174,6 +174,7 @@ def test_a_chain_gives_its_generator_to_those_that_take_one():
         (lambda: resize(0), ValueError, "size=0: expected an integer from 1"),
         (lambda: resize((1, 2, 3)), ValueError, "(height, width)"),
         (lambda: resize(8, mode="HSV"), ValueError, "'RGB' or 'L'"),
+        (lambda: resize(8, resizer="opencv"), ValueError, "'pillow' or 'cykooz'"),
         (lambda: center_crop(8, fraction=0), ValueError, "fraction=0"),
         (lambda: random_resized_crop(8, scale=(0, 1)), ValueError, "scale=(0, 1)"),
         (lambda: random_resized_crop(8, ratio=(2, 1)), ValueError, "ratio=(2, 1)"),
