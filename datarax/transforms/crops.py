@@ -162,17 +162,16 @@ class random_resized_crop(_Cut):
 
     def _draw(self, size: tuple[int, int], rng: np.random.Generator) -> Box:
         width, height = size
-        shares = rng.uniform(self.scale[0], self.scale[1], _TRIES)
+        shares = rng.uniform(*self.scale, size=_TRIES)
         ratios = np.exp(rng.uniform(*map(math.log, self.ratio), size=_TRIES))
-        across = np.sqrt(shares * width * height * ratios)
-        # Whole pixels: the last bit of an exponential differs from processor to processor.
-        widths, heights = np.rint(across).astype(int), np.rint(across / ratios).astype(int)
-        fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
         left, top = rng.random(2)
-        if fits.any():
-            w, h = int(widths[fits.argmax()]), int(heights[fits.argmax()])
-            x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
-            return x, y, x + w, y + h
+        for share, ratio in zip(shares.tolist(), ratios.tolist(), strict=True):
+            across = math.sqrt(share * width * height * ratio)
+            # Whole pixels: the last bit of an exponential differs from processor to processor.
+            w, h = round(across), round(across / ratio)
+            if 0 < w <= width and 0 < h <= height:
+                x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+                return x, y, x + w, y + h
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
         return _centered(size, min(width, height * ratio), min(height, width / ratio))
 
