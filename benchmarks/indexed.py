@@ -12,15 +12,16 @@ the number of rows.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import grain
@@ -35,15 +36,15 @@ from benchmarks.timing import peak_megabytes, seconds, summary, versions
 from datarax import HFIndexedSource, IndexedSourceBase, SourceConfigBase
 from trainers import Trainer, every
 
-# Bytes of a row, rows, and rows at a time.
-SIZES = {
-    "784 bytes, 78 MB": (784, 100_000, 2048),
-    "784 bytes, 235 MB": (784, 300_000, 2048),
-    "150 kB, 120 MB": (150_528, 800, 192),
-    "150 kB, 301 MB": (150_528, 2_000, 192),
-}
 BLOCK = 32 << 20  # bytes that a trainer reads at once, at most
-AHEAD = 2  # batches that each worker of torch has ready
+# Bytes of a row, rows, and rows at a time: a batch, and as many as a trainer reads at once.
+SIZES = {
+    "784 bytes, 78 MB": (784, 100_000, (2048, BLOCK // 784)),
+    "784 bytes, 235 MB": (784, 300_000, (2048, BLOCK // 784)),
+    "150 kB, 120 MB": (150_528, 800, (BLOCK // 150_528,)),
+    "150 kB, 301 MB": (150_528, 2_000, (BLOCK // 150_528,)),
+}
+AHEAD = 1  # batches that each worker of torch has ready
 
 
 def main() -> None:
@@ -78,80 +79,101 @@ def write(file: Path, rows: int, size: int) -> Path:
 
 def gathers(folder: Path, turns: int, share: int) -> None:
     """Time of shuffled rows, as a ratio to ours."""
-    for name, (size, rows, block) in SIZES.items():
+    for name, (size, rows, blocks) in SIZES.items():
         dataset = datasets.Dataset.from_file(str(write(folder / "rows", rows // share, size)))
-        block = min(block, len(dataset))
+        source = HFIndexedSource.from_dataset(dataset, shuffle=True)
         raw = np.memmap(folder / "raw", np.uint8, "w+", shape=(len(dataset), size))
         chunks = dataset.data.column("x").chunks
         np.concatenate([chunk.values.to_numpy() for chunk in chunks], out=raw.reshape(-1))
         del raw, chunks
         mapped = np.memmap(folder / "raw", np.uint8, "r", shape=(len(dataset), size))
-        drawn = np.random.default_rng(1)
-        count = max(1, min(16, len(dataset) // block))
-        blocks = [drawn.integers(0, len(dataset), block) for _ in range(count)]
-        out = np.empty((block, size), np.uint8)
-        source = HFIndexedSource.from_dataset(dataset, shuffle=True)
+        print(f"Rows of {name}, as a ratio to ours:")
+        for block in blocks:
+            beside(source, block, {"np.take on a memory map": taken(mapped, block)}, turns)
         numpy = dataset.with_format("numpy")
+        some = _drawn(numpy, blocks[0])
+        formatted = Rival(lambda numpy=numpy, some=some: numpy[some])
+        beside(source, blocks[0], {'with_format("numpy")[indices]': formatted}, turns)
+        beside(source, blocks[0], loaders(numpy, blocks[0]), turns)
 
-        def by_hand(mapped=mapped, blocks=blocks, out=out) -> None:
-            for indices in blocks:
-                np.take(mapped, indices, axis=0, out=out, mode="clip")
 
-        def ours(source=source, blocks=blocks) -> None:
-            for indices in blocks:
-                source.read_rows(indices)
+class Rival(NamedTuple):
+    """Another way to read rows.
 
-        def formatted(numpy=numpy, blocks=blocks) -> None:
-            numpy[blocks[0]]
+    Args:
+        read: Reads one block.
+        blocks: Number of blocks that are timed together.
+        ready: Number of blocks that are read before they are asked for.
+    """
 
-        # What is called, for how many blocks, and with how many of them ready beforehand.
-        rivals: dict[str, tuple[Callable[[], object], int, int]] = {
-            "np.take on a memory map": (by_hand, count, 0),
-            'with_format("numpy")[indices]': (formatted, 1, 0),
-        }
-        for rival, (made, ready) in loaders(numpy, block).items():
-            batches = iter(made)
-            rivals[rival] = (lambda batches=batches: next(batches), 1, ready)
-        print(f"Rows of {name}, {block:,} at a time, as a ratio to ours:")
-        ours(), by_hand()
-        times: dict[str, list[float]] = {"ours": [], **{rival: [] for rival in rivals}}
+    read: Callable[[], object]
+    blocks: int = 1
+    ready: int = 0
+
+
+def taken(mapped: np.ndarray, block: int) -> Rival:
+    """Returns the rows of a memory map in one buffer."""
+    out = np.empty((block, *mapped.shape[1:]), mapped.dtype)
+    several = [_drawn(mapped, block, seed) for seed in range(max(1, 32_768 // block))]
+    turn = itertools.cycle(several)
+    read = lambda: np.take(mapped, next(turn), axis=0, out=out, mode="clip")  # noqa: E731
+    return Rival(read, len(several))
+
+
+def beside(source: HFIndexedSource, block: int, rivals: dict[str, Rival], turns: int) -> None:
+    """Times rivals and ours in turn."""
+    several = [_drawn(source, block, seed) for seed in range(max(1, 32_768 // block))]
+
+    def ours() -> None:
+        for indices in several:
+            source.read_rows(indices)
+
+    ours()
+    for name, rival in rivals.items():
+        ratios, own, each = [], 0.0, range(rival.blocks)
+        rival.read()
         for _ in range(turns):
-            times["ours"].append(seconds(ours) / count)
-            for rival, (run, each, ready) in rivals.items():
-                for _ in range(ready):
-                    run()
-                times[rival].append(seconds(run) / each)
-                if rival.endswith("DataLoader"):  # it reads on, until as many are ready again
-                    time.sleep((1 + ready) * times[rival][-1])
-        for rival in rivals:
-            pairs = zip(times[rival], times["ours"], strict=True)
-            print(f"  {rival:36} {summary([theirs / own for theirs, own in pairs])}")
-        print(f"  (ours: {statistics.median(times['ours']) / block * 1e9:,.0f} ns a row)")
+            own = seconds(ours) / len(several)
+            for _ in range(rival.ready):
+                rival.read()
+            theirs = seconds(lambda rival=rival, each=each: [rival.read() for _ in each])
+            theirs /= rival.blocks
+            ratios.append(theirs / own)
+            time.sleep(2 * rival.ready * theirs)  # it reads on, until as many are ready again
+        each = f"{name}, {block:,} at a time"
+        print(f"  {each:46} {summary(ratios)}  ours {own / block * 1e9:,.0f} ns a row", flush=True)
 
 
-def loaders(numpy: datasets.Dataset, batch: int) -> dict[str, tuple[Iterable[object], int]]:
-    """Returns endless shuffled loaders of the same rows, and how many batches they have ready."""
+def loaders(numpy: datasets.Dataset, batch: int) -> dict[str, Rival]:
+    """Returns endless shuffled loaders of the same rows."""
     sampler = grain.samplers.IndexSampler(len(numpy), shuffle=True, seed=0)
     operations = [grain.transforms.Batch(batch)]
-    loader = grain.DataLoader(data_source=numpy, sampler=sampler, operations=operations)
-    found: dict[str, tuple[Iterable[object], int]] = {"Grain's DataLoader": (loader, 0)}
+    loader = iter(grain.DataLoader(data_source=numpy, sampler=sampler, operations=operations))
+    found = {"Grain's DataLoader": Rival(lambda: next(loader))}
     try:
         import torch.utils.data as data
     except ImportError:
-        print("(torch is not installed: its DataLoader is left out)")
+        print("  (torch is not installed: its DataLoader is left out)")
         return found
     drawn = data.RandomSampler(numpy, num_samples=1000 * len(numpy), replacement=True)
     workers = len(os.sched_getaffinity(0))
-    made = data.DataLoader(
-        numpy,
-        batch,
-        sampler=drawn,
-        num_workers=workers,
-        prefetch_factor=AHEAD,
-        collate_fn=_stacked,
+    made = iter(
+        data.DataLoader(
+            numpy,
+            batch,
+            sampler=drawn,
+            num_workers=workers,
+            prefetch_factor=AHEAD,
+            collate_fn=_stacked,
+        )
     )
-    found["torch's DataLoader"] = made, AHEAD * workers
+    # Workers end at about the same time, so that batches come by as many.
+    found["torch's DataLoader"] = Rival(lambda: next(made), 4 * workers, AHEAD * workers)
     return found
+
+
+def _drawn(rows: Sized, count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, len(rows), count)
 
 
 def _stacked(rows):

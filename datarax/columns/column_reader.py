@@ -17,6 +17,7 @@ from datarax.columns.opened import OpenedFiles
 from datarax.columns.scattered import Scattered, memory_between
 
 _PART = 256 << 10  # bytes that are converted at a time
+_ASKED = 8 << 10  # bytes that are copied while the system finds a row in a file: 0.8 us
 
 
 class ColumnReader:
@@ -91,6 +92,7 @@ class NumberReader(ColumnReader):
 
     def read_from(self, files: OpenedFiles) -> None:
         self.maps = self._items is None or not self._items.read_from(files)
+        self.row_bytes += 0 if self.maps else _ASKED
 
     def read(self, rows: Rows, out: np.ndarray) -> Damage:
         items, positions = self._items, rows.positions

@@ -26,7 +26,7 @@ from datarax.columns.objects import host_column, objects
 from datarax.columns.opened import OpenedFiles
 from datarax.columns.scattered import Scattered
 
-_LOOKED_AT = 256 << 10  # bytes that decoding an image counts for, at least
+_LOOKED_AT = 2 << 20  # bytes that decoding an image counts for, at least
 
 
 def picture_reader(column: Column) -> ColumnReader:
