@@ -111,9 +111,8 @@ def test_a_run_on_a_dataset_is_the_eager_one_wherever_its_rows_lie(rows, kinds, 
     assert logged(workdir) == logged(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "kinds", [("disk", "eager"), pytest.param(("eager", "disk"), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [("disk", "eager"), ("eager", "disk")])
 def test_a_run_in_the_order_of_canonical_shards_is_that_of_dealt_rows(
     rows, kinds, tmp_path, compiled_once
 ):
