@@ -37,6 +37,13 @@ class Feed:
         """Returns the data of step `t`, and the step up to which it serves."""
         raise NotImplementedError
 
+    def blocks(self, t: int, stop: int) -> Iterator[tuple[Any, int, int]]:
+        """Yields data, and the first step and the end of the steps that it serves, up to `stop`."""
+        while t < stop:
+            data, served = self.block(t)
+            yield data, t, min(served, stop)
+            t = served
+
     def state_at(self, t: int) -> dict[str, Any]:
         """Returns the source's state before step `t`, one of the last block's or its end."""
         raise NotImplementedError

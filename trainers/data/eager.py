@@ -55,12 +55,7 @@ class EagerBatches(Batches):
     def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
         """Yields data, and the first step and the end of the steps that it serves, of one epoch."""
         assert self.steps_per_epoch is not None  # a mixture without end is not evaluated
-        t = 0
-        while t < self.steps_per_epoch:
-            data, end = self.block(0, t)
-            end = min(end, self.steps_per_epoch)
-            yield data, t, end
-            t = end
+        return self.feed().blocks(0, self.steps_per_epoch)
 
     @property
     def data(self) -> Any:

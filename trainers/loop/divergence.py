@@ -12,6 +12,7 @@ from trainers.data.batches import Feed
 from trainers.data.skipped import name_of
 from trainers.devices.arrays import Snapshot, as_carry
 from trainers.loop import program
+from trainers.loop.chunks import chunks
 from trainers.loop.plan import Plan
 from trainers.step.state import State
 
@@ -177,15 +178,12 @@ def find(
         rows=_picked(plan.batches.rows),
         goes_on=lambda watched: watched.why == 0,
     )
-    step = begin
-    while step < stop:
-        data, served = feed.block(step)
-        end = min(stop, step - step % plan.log_every + plan.log_every, served)
+    blocks, every = feed.blocks(begin, stop), plan.log_every
+    for data, step, end in chunks(blocks, lambda t: every - t % every):
         watched = loop(watched, (data, everyone), step, end)
         if why := int(watched.why):
             break
-        step = end
-        if step % plan.log_every == 0:  # as after a log
+        if end % every == 0:  # as after a log
             window = plan.layout.replicate(watched.state.window.begun_anew())
             watched = Watched.start(dataclasses.replace(watched.state, window=window))
         else:

@@ -14,6 +14,7 @@ from trainers.data.batches import Batches
 from trainers.devices import agreement
 from trainers.devices.arrays import as_carry
 from trainers.devices.layout import Layout
+from trainers.loop.chunks import chunks
 from trainers.loop.clock import Pace
 from trainers.step.compiled import Loop
 from trainers.step.logits import measured
@@ -85,15 +86,13 @@ class Evaluator:
         loop = self.trace(definition, params, rest)
         loop.compile()
         state, pace = self._start(), Pace()
-        for columns, t, end in self._batches.epoch_blocks():
-            while t < end:
-                if ends():
-                    return None
-                stop = min(t + agreement.least(pace.steps())[0], end)
-                with pace.measured(stop - t):
-                    state = loop(state, (params, rest, columns), t, stop)
-                    jax.block_until_ready(state)
-                t = stop
+        blocks = self._batches.epoch_blocks()
+        for columns, t, stop in chunks(blocks, lambda _: agreement.least(pace.steps())[0]):
+            if ends():
+                return None
+            with pace.measured(stop - t):
+                state = loop(state, (params, rest, columns), t, stop)
+                jax.block_until_ready(state)
         return {name: float(value) for name, value in state[0].compute().items()}
 
     def _start(self):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from trainers.devices import agreement, memory, private
 from trainers.devices.variables import nested
 from trainers.loop import program
+from trainers.loop.chunks import chunks
 from trainers.loop.clock import Pace
 from trainers.loop.plan import Plan
 from trainers.step.compiled import Loop
@@ -132,19 +133,17 @@ def overview(model: nnx.Module) -> str:
 
 def _timed(loop: Loop, plan: Plan, state: State) -> float:
     """Returns the seconds of a step: of the last chunk, which is the longest."""
-    pace, t, begun = Pace(), 0, time.perf_counter()
-    last = plan.end.expected or 2**31 - 1
+    pace, seconds, begun = Pace(), 0.0, time.perf_counter()
     with contextlib.closing(plan.batches.feed()) as feed:
-        while True:
-            data, served = feed.block(t)
-            stop = min(t + agreement.least(pace.steps())[0], last, served)
+        blocks = feed.blocks(0, plan.end.expected or 2**31 - 1)
+        for data, t, stop in chunks(blocks, lambda _: agreement.least(pace.steps())[0]):
             with pace.measured(stop - t):
                 state = loop(state, data, t, stop)
                 jax.block_until_ready(state.loss)
-            seconds, t = pace.seconds / (stop - t), stop
-            left = agreement.least(time.perf_counter() - begun < _SECONDS)[0]
-            if t >= last or not left:
-                return seconds
+            seconds = pace.seconds / (stop - t)
+            if not agreement.least(time.perf_counter() - begun < _SECONDS)[0]:
+                break
+    return seconds
 
 
 def _count(number: float) -> str:
