@@ -63,8 +63,14 @@ def main() -> None:
             PARTS[part](Path(folder), turns, share)
 
 
-def write(file: Path, rows: int, size: int) -> Path:
-    """Writes an Arrow file as `datasets` does, a thousand rows a record batch."""
+def write(folder: Path, rows: int, size: int) -> Path:
+    """Writes an Arrow file as `datasets` does, a thousand rows a record batch, unless it is there.
+
+    None is written twice: loaders still read the rows of the one before.
+    """
+    file = folder / f"{rows}x{size}.arrow"
+    if file.exists():
+        return file
     feature = datasets.List(datasets.Value("uint8"), length=size)
     features, drawn = datasets.Features({"x": feature}), np.random.default_rng(0)
     writer = ArrowWriter(path=str(file), features=features)
@@ -80,13 +86,14 @@ def write(file: Path, rows: int, size: int) -> Path:
 def gathers(folder: Path, turns: int, share: int) -> None:
     """Time of shuffled rows, as a ratio to ours."""
     for name, (size, rows, blocks) in SIZES.items():
-        dataset = datasets.Dataset.from_file(str(write(folder / "rows", rows // share, size)))
+        dataset = datasets.Dataset.from_file(str(write(folder, rows // share, size)))
         source = HFIndexedSource.from_dataset(dataset, shuffle=True)
-        raw = np.memmap(folder / "raw", np.uint8, "w+", shape=(len(dataset), size))
+        copy = folder / f"{len(dataset)}x{size}.raw"
+        raw = np.memmap(copy, np.uint8, "w+", shape=(len(dataset), size))
         chunks = dataset.data.column("x").chunks
         np.concatenate([chunk.values.to_numpy() for chunk in chunks], out=raw.reshape(-1))
         del raw, chunks
-        mapped = np.memmap(folder / "raw", np.uint8, "r", shape=(len(dataset), size))
+        mapped = np.memmap(copy, np.uint8, "r", shape=(len(dataset), size))
         print(f"Rows of {name}, as a ratio to ours:")
         for block in blocks:
             beside(source, block, {"np.take on a memory map": taken(mapped, block)}, turns)
@@ -204,7 +211,7 @@ def training(folder: Path, turns: int, share: int) -> None:
     """A step of ten milliseconds beside reading that takes half as long, or as long."""
     print("Runs whose step waits ten milliseconds, which takes none of the cores that read:")
     for name, (size, rows) in {"784 bytes": (784, 100_000), "150 kB": (150_528, 2_000)}.items():
-        file = write(folder / "rows", rows // share, size)
+        file = write(folder, rows // share, size)
         source = HFIndexedSource.from_dataset(datasets.Dataset.from_file(str(file)), shuffle=True)
         few = min(len(source), (8 << 20) // size)
         each = statistics.median(_times(source, few, 50)) / few
@@ -282,7 +289,7 @@ def _wait(_: Any) -> np.ndarray:
 def memory(folder: Path, turns: int, share: int) -> None:
     """Peak memory of a process of its own, by the number of rows."""
     for rows in (10_000, 100_000, 1_000_000):
-        file = write(folder / "rows", rows // share, 784)
+        file = write(folder, rows // share, 784)
         command = [sys.executable, "-m", "benchmarks.indexed", "--peak", str(file)]
         subprocess.run(command, check=True)
 
