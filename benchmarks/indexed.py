@@ -98,7 +98,7 @@ def gathers(folder: Path, turns: int, share: int) -> None:
         for block in blocks:
             beside(source, block, {"np.take on a memory map": taken(mapped, block)}, turns)
         numpy = dataset.with_format("numpy")
-        some = _drawn(numpy, blocks[0])
+        some = _drawn(numpy, blocks[0])[0]
         formatted = Rival(lambda numpy=numpy, some=some: numpy[some])
         beside(source, blocks[0], {'with_format("numpy")[indices]': formatted}, turns)
         beside(source, blocks[0], loaders(numpy, blocks[0]), turns)
@@ -121,7 +121,7 @@ class Rival(NamedTuple):
 def taken(mapped: np.ndarray, block: int) -> Rival:
     """Returns the rows of a memory map in one buffer."""
     out = np.empty((block, *mapped.shape[1:]), mapped.dtype)
-    several = [_drawn(mapped, block, seed) for seed in range(max(1, 32_768 // block))]
+    several = _drawn(mapped, block)
     turn = itertools.cycle(several)
     read = lambda: np.take(mapped, next(turn), axis=0, out=out, mode="clip")  # noqa: E731
     return Rival(read, len(several))
@@ -129,7 +129,7 @@ def taken(mapped: np.ndarray, block: int) -> Rival:
 
 def beside(source: HFIndexedSource, block: int, rivals: dict[str, Rival], turns: int) -> None:
     """Times rivals and ours in turn."""
-    several = [_drawn(source, block, seed) for seed in range(max(1, 32_768 // block))]
+    several = _drawn(source, block)
 
     def ours() -> None:
         for indices in several:
@@ -137,18 +137,18 @@ def beside(source: HFIndexedSource, block: int, rivals: dict[str, Rival], turns:
 
     ours()
     for name, rival in rivals.items():
-        ratios, own, each = [], 0.0, range(rival.blocks)
+        ratios, own, some = [], 0.0, range(rival.blocks)
         rival.read()
         for _ in range(turns):
             own = seconds(ours) / len(several)
             for _ in range(rival.ready):
                 rival.read()
-            theirs = seconds(lambda rival=rival, each=each: [rival.read() for _ in each])
+            theirs = seconds(lambda rival=rival, some=some: [rival.read() for _ in some])
             theirs /= rival.blocks
             ratios.append(theirs / own)
             time.sleep(2 * rival.ready * theirs)  # it reads on, until as many are ready again
-        each = f"{name}, {block:,} at a time"
-        print(f"  {each:46} {summary(ratios)}  ours {own / block * 1e9:,.0f} ns a row", flush=True)
+        said = f"{name}, {block:,} at a time"
+        print(f"  {said:46} {summary(ratios)}  ours {own / block * 1e9:,.0f} ns a row", flush=True)
 
 
 def loaders(numpy: datasets.Dataset, batch: int) -> dict[str, Rival]:
@@ -179,8 +179,10 @@ def loaders(numpy: datasets.Dataset, batch: int) -> dict[str, Rival]:
     return found
 
 
-def _drawn(rows: Sized, count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, len(rows), count)
+def _drawn(rows: Sized, block: int) -> list[np.ndarray]:
+    """Returns numbers of rows, blocks of them: as many as have 32,768 rows together, or one."""
+    drawn = np.random.default_rng(0)
+    return [drawn.integers(0, len(rows), block) for _ in range(max(1, 32_768 // block))]
 
 
 def _stacked(rows):

@@ -1,5 +1,6 @@
 """Batches that a source gives in order: blocks are read ahead while the loop runs."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -83,16 +84,11 @@ class StreamBatches(Batches):
 
     def epoch_blocks(self) -> Iterator[tuple[Any, int, int]]:
         """Yields data, and the first step and the end of the steps that it serves, of one epoch."""
-        feed, t = self.feed(), 0
-        try:
-            while True:
-                data, stop = feed.block(t)
+        with contextlib.closing(self.feed()) as feed:
+            for data, t, stop in feed.blocks(0, 2**31 - 1):
                 if feed.epoch > 0:
                     return
                 yield data, t, stop
-                t = stop
-        finally:
-            feed.close()
 
     def blocks(self, state: dict[str, Any] | None) -> Blocks:
         """Returns the blocks that a clone of the source gives.

@@ -46,7 +46,7 @@ class Loop:
 
     Attributes:
         from_python: Whether the steps are called from Python.
-        is_slow_in_loops: Whether that is for a convolution's sake.
+        is_slow_in_loops: Whether they are for a convolution, which is slow in any loop.
         inner: As given; 0 where the steps are called from Python.
         inner_program: The compiled inner loop; None until it is asked for.
     """
